@@ -1,0 +1,1 @@
+"""genward trains, seals, serves and governs generative models."""

@@ -1,0 +1,148 @@
+"""The family contract: what a plugin author writes to add a kind of generator.
+
+A family builds a network, says which losses train it and which graph samples from it. It never sees a loader,
+an optimiser, a policy or a file. Nothing here imports torch; a family does, inside its own module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Record = Mapping[str, "Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSpec:
+    """Noise per row, an explicit input of the graph. A Gumbel is made from a uniform in the graph.
+
+    `shape` is without the row axis; `law` is standard normal, or uniform on (0, 1).
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    law: Literal["normal", "uniform"] = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A run of `width` encoded values at `start`: one number (width 1), or a one-hot choice among `width`."""
+
+    column: str
+    kind: Literal["number", "choice"]
+    start: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The shape of encoded records. `fields` are what the network generates, laid out from 0 to `width`;
+    `given` are condition fields, laid out from 0 to `condition_width` in a second tensor.
+
+    A record is {"x": (B, width) float32} and, with conditions, {"c": (B, condition_width) float32}.
+    """
+
+    modality: str
+    fields: tuple[Field, ...]
+    given: tuple[Field, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return sum(f.width for f in self.fields)
+
+    @property
+    def condition_width(self) -> int:
+        return sum(f.width for f in self.given)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimiser:
+    """Adam with decoupled weight decay; `schedule` runs over the phase after `warmup` (share of its steps)."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 0.01
+
+
+class Objective(ABC):
+    """One optimiser's loss. Plain and stateless, not an nn.Module: functional_call under vmap breaks otherwise."""
+
+    trains: Sequence[str] = ("",)  # sub-module paths whose parameters move; the rest of the network runs in eval()
+    reads_data: bool = True  # False: the loss gets conditions only, and differential privacy leaves it alone
+    couples: bool = False  # True: the loss mixes records, so it can never be made private
+    repeats: int = 1  # optimiser steps per turn (a GAN's n_critic)
+    noise: Sequence[NoiseSpec] = ()
+    optimiser: Optimiser = Optimiser()
+
+    @abstractmethod
+    def loss(self, network: nn.Module, record: Record, noise: Record, progress: float) -> Tensor:
+        """One loss per record, shape (B,). `progress` in [0, 1) is for warm-ups."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Objectives trained together, in turn; `share` of the run's time; `monitor` is the index of the objective whose
+    held-out loss stops the phase early (None: run to the end)."""
+
+    objectives: Sequence[Objective]
+    share: float = 1.0
+    statistics: Sequence[str] = ()  # sub-modules with a data-dependent initialisation, declared
+    begin: Callable[[nn.Module, Record], None] | None = None  # run once with the first batch
+    monitor: int | None = 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export. Its forward takes the noise tensors in order, then the condition (B, condition_width) if the
+    spec has one, then states; it returns encoded rows (B, width), and new states when stepped."""
+
+    module: nn.Module
+    noise: Sequence[NoiseSpec] = ()
+    conditions: bool = True  # takes the condition when the spec has one
+    state: Sequence[NoiseSpec] = ()
+    gate: Literal["step", "chain"] = "step"  # chain: an iterated sampler, gated on its 99.9th percentile
+    step: nn.Module | None = None  # for gate "chain": one step of it, same inputs, gated on its maximum
+
+
+class FamilyConfig(BaseModel):
+    """Base of every family's configuration: units and ranges in the fields, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Family(ABC):
+    """A kind of generator. Register the class from the `genward_families` hook."""
+
+    name: ClassVar[str]
+    modalities: ClassVar[tuple[str, ...]] = ("table",)
+    reference: ClassVar[str] = ""  # the paper
+    Config: ClassVar[type[FamilyConfig]] = FamilyConfig
+
+    @abstractmethod
+    def build(self, spec: Spec, config: Any) -> nn.Module:
+        """A fresh network; the platform seeds torch before the call."""
+
+    @abstractmethod
+    def phases(self, network: nn.Module, config: Any) -> Sequence[Phase]:
+        """What trains it, in order."""
+
+    @abstractmethod
+    def graphs(self, network: nn.Module, config: Any) -> Mapping[str, Graph]:
+        """What is exported: "sample"; optionally "density" and "to_noise"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training left behind: the moving average adopted, in eval mode."""
+
+    network: nn.Module
+    history: Mapping[str, Any] = field(default_factory=dict)

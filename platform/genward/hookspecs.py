@@ -1,0 +1,119 @@
+"""The whole extension surface, on one page.
+
+A plugin distribution declares an entry point in the group `genward` that names a module; functions in it marked with
+`hookimpl` announce classes (the first group below). A policy class is instantiated with its validated part of the
+active policy document; its methods marked with `hookimpl` take part in releases and requests (the other groups).
+
+Every verdict is gathered; deny wins. An exception, a missing fact and an empty set of policies all refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from genward.contracts import Evidence, Facts, Finding, Lease, Outcome, Request, Rows, Verdict
+    from genward.data.codec import Codec
+    from genward.data.dataset import Dataset
+    from genward.family import Family, Phase
+    from genward.policy import Policy
+    from genward.release import Candidate
+
+PROJECT = "genward"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# Announcing: cheap, no side effects.
+
+
+@hookspec
+def genward_families() -> Sequence[type[Family]]:  # type: ignore[empty-body]
+    """Family classes of this plugin."""
+
+
+@hookspec
+def genward_codecs() -> Sequence[type[Codec]]:  # type: ignore[empty-body]
+    """Codec classes of this plugin."""
+
+
+@hookspec
+def genward_policies() -> Sequence[type[Policy]]:  # type: ignore[empty-body]
+    """Policy classes of this plugin, each named by its key in a policy document."""
+
+
+@hookspec
+def genward_attackers() -> Sequence[type[Any]]:  # type: ignore[empty-body]
+    """Surrogates that try to copy a release."""
+
+
+# Release side, in the order of the pipeline.
+
+
+@hookspec
+def check_data(dataset: Dataset) -> Sequence[Finding]:  # type: ignore[empty-body]
+    """What is wrong with the data for this policy; an error stops the release."""
+
+
+@hookspec
+def protect_training(phases: Sequence[Phase], records: Mapping[str, Any]) -> Any:
+    """Take over the objectives that read data (differential privacy). At most one policy may answer."""
+
+
+@hookspec
+def compress(network: Any, candidate: Candidate) -> Any:
+    """A cheaper network of the same spec (pruning, quantisation)."""
+
+
+@hookspec
+def measure(candidate: Candidate) -> Sequence[Evidence]:  # type: ignore[empty-body]
+    """Evidence for what this policy promises."""
+
+
+@hookspec
+def gate(evidence: Sequence[Evidence]) -> Verdict:  # type: ignore[empty-body]
+    """Whether the evidence is good enough to release."""
+
+
+# Request side, in the order of the pipeline.
+
+
+@hookspec
+def admit(request: Request, facts: Facts) -> Verdict:  # type: ignore[empty-body]
+    """Allow or deny, with obligations: cells, caps, a lease to settle."""
+
+
+@hookspec
+def settle(lease: Lease, outcome: Outcome) -> None:
+    """Commit or refund what `admit` reserved; idempotent."""
+
+
+@hookspec
+def score(request: Request, rows: Rows) -> NDArray[np.float64]:  # type: ignore[empty-body]
+    """Scores (n,) of candidate rows, the highest of a slot is chosen. One owner per release."""
+
+
+@hookspec
+def screen(request: Request, rows: Rows) -> Rows:  # type: ignore[empty-body]
+    """Drop or coarsen rows; pure per row."""
+
+
+@hookspec
+def mark(request: Request, payload: Mapping[str, str]) -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Signed metadata to carry beside the rows (Arrow and Parquet schema metadata, CSV sidecar)."""
+
+
+@hookspec
+def observe(request: Request, outcome: Outcome) -> None:
+    """Counters and detectors; runs after the response is settled and cannot change it."""
+
+
+@hookspec
+def detect(rows: Rows, releases: Sequence[str]) -> Sequence[Evidence]:  # type: ignore[empty-body]
+    """Evidence, by key and tenant, that rows came from a release."""
