@@ -113,9 +113,7 @@ class Unavailable(GenwardError):
     status = 503
     title = "unavailable"
 
-    def __init__(
-        self, what: str, *, where: str = "", remedy: str = "", retry_after: float | None = 1.0
-    ) -> None:
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", retry_after: float | None = 1.0) -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.retry_after = retry_after
 
