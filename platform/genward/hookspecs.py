@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from genward.data.dataset import Dataset
     from genward.family import Family, Phase
     from genward.policy import Policy
-    from genward.release import Candidate
+    from genward.candidate import Candidate
 
 PROJECT = "genward"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +22,7 @@ class Embargo(Policy):
     """Denies `generate` before `until`."""
 
     name = "embargo"
+    example: ClassVar[dict[str, str]] = {"until": "2030-01-01T00:00:00Z"}
     Config = EmbargoConfig
 
     @hookimpl

@@ -1,6 +1,6 @@
 """One Gaussian with a full covariance over the encoded record: the smallest generator that keeps correlations.
 
-    x = m + L z,    z ~ N(0, I),    trained by maximum likelihood.
+x = m + L z,    z ~ N(0, I),    trained by maximum likelihood.
 """
 
 from __future__ import annotations

@@ -1,0 +1,245 @@
+"""Contract suites for plugin authors: `check(MyFamily)` and `check(MyPolicy)` in a test of yours.
+
+Each suite is a handful of small functions; each raises CheckFailed with what was promised and what was found.
+The same suites run over every built-in plugin.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from genward.contracts import Evidence, Facts, Outcome, Principal, ReleaseInfo, Request, Verdict
+from genward.errors import CheckFailed
+from genward.family import Family, Objective, Spec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor, nn
+
+    from genward.data.codec import TableCodec
+
+BATCH = 16
+
+
+def check(cls: type[Any], **config: Any) -> list[str]:
+    """Run the suite that fits a plugin class; returns the names of the checks that passed.
+
+    Args:
+        cls: a Family or a Policy.
+        config: values for its Config; a policy without defaults may carry them as class attribute `example`.
+
+    Raises:
+        CheckFailed: a promise of the contract is not kept.
+    """
+    from genward.policy import Policy
+
+    if issubclass(cls, Family):
+        return _run(FAMILY_CHECKS, _Subject(cls, config))
+    if issubclass(cls, Policy):
+        return _run(POLICY_CHECKS, cls, {**getattr(cls, "example", {}), **config})
+    raise CheckFailed(f"{cls!r} is neither a Family nor a Policy")
+
+
+def _run(checks: Mapping[str, Callable[..., None]], *given: Any) -> list[str]:
+    for name, function in checks.items():
+        try:
+            function(*given)
+        except CheckFailed:
+            raise
+        except Exception as error:
+            raise CheckFailed(f"{name}: {type(error).__name__}: {error}", where=repr(given[0])) from error
+    return list(checks)
+
+
+def _require(holds: bool, what: str, where: Any) -> None:
+    if not holds:
+        raise CheckFailed(what, where=str(where))
+
+
+def small_table(rows: int = 200) -> pa.Table:
+    """A made-up table with every kind of column and gaps, only for contract checks."""
+    import numpy as np
+    import pyarrow as pa
+
+    rng = np.random.default_rng(7)
+    hard = rng.lognormal(1.0, 1.0, rows).round(3)
+    return pa.table(
+        {
+            "hardness": pa.array(hard, mask=rng.random(rows) < 0.1),
+            "count": pa.array(rng.integers(1, 6, rows)),
+            "phase": pa.array(rng.choice(["bcc", "fcc", "hcp"], rows, p=[0.6, 0.3, 0.1])),
+            "stable": pa.array(hard > 2.0),
+        }
+    )
+
+
+def small_codec() -> TableCodec:
+    """A codec over `small_table`."""
+    from genward.data.codec import TableCodec
+    from genward.data.schema import Schema
+
+    table = small_table()
+    return TableCodec.fit(Schema.infer(table), table)
+
+
+class _Subject:
+    """A family built on the small table, with one batch of its records."""
+
+    def __init__(self, cls: type[Family], config: Mapping[str, Any]) -> None:
+        import torch
+
+        self.cls = cls
+        self.family = cls()
+        self.config = cls.Config(**config)
+        self.codec = small_codec()
+        self.spec: Spec = self.codec.spec
+        torch.manual_seed(0)
+        self.network: nn.Module = self.family.build(self.spec, self.config)
+        encoded = self.codec.encode(small_table())
+        self.record = {name: torch.from_numpy(array[:BATCH]) for name, array in encoded.items() if array.shape[1]}
+
+    def __repr__(self) -> str:
+        return f"family {self.cls.name!r}"
+
+    def objectives(self) -> list[Objective]:
+        return [o for phase in self.family.phases(self.network, self.config) for o in phase.objectives]
+
+    def noise(self, specs: Any, rows: int = BATCH) -> dict[str, Tensor]:
+        import numpy as np
+        import torch
+
+        from genward.noise import draw
+
+        arrays = draw(specs, bytes(16), np.arange(rows, dtype=np.uint64))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _names_itself(subject: _Subject) -> None:
+    cls = subject.cls
+    _require(bool(cls.name) and cls.name == cls.name.lower(), "`name` is missing or not lower case", subject)
+    _require("table" in cls.modalities or bool(cls.modalities), "`modalities` is empty", subject)
+
+
+def _loss_is_per_record(subject: _Subject) -> None:
+    for objective in subject.objectives():
+        loss = objective.loss(subject.network, subject.record, subject.noise(objective.noise), 0.5)
+        _require(tuple(loss.shape) == (BATCH,), f"loss has shape {tuple(loss.shape)}, not ({BATCH},)", subject)
+        _require(bool(loss.isfinite().all()), "loss is not finite on a fresh network", subject)
+
+
+def _records_do_not_couple(subject: _Subject) -> None:
+    """Each record's loss in the batch against the same record alone (the best single test, see docs/families.md)."""
+    for objective in subject.objectives():
+        if objective.couples:
+            continue
+        noise = subject.noise(objective.noise)
+        whole = objective.loss(subject.network, subject.record, noise, 0.5).detach()
+        for i in range(BATCH):
+            one, own = ({k: v[i : i + 1] for k, v in part.items()} for part in (subject.record, noise))
+            alone = objective.loss(subject.network, one, own, 0.5).detach()[0]
+            same = abs(float(alone - whole[i])) <= 1e-4 * max(1.0, abs(float(alone)))
+            _require(same, f"record {i} loses {float(alone):.6g} alone, {float(whole[i]):.6g} in a batch", subject)
+
+
+def _gradients_exist(subject: _Subject) -> None:
+    for objective in subject.objectives():
+        subject.network.zero_grad()
+        objective.loss(subject.network, subject.record, subject.noise(objective.noise), 0.5).mean().backward()
+        moved = [p for p in subject.network.parameters() if p.grad is not None and bool(p.grad.isfinite().all())]
+        _require(bool(moved), f"{type(objective).__name__} moves no parameter", subject)
+
+
+def _samples_are_functions_of_noise(subject: _Subject) -> None:
+    import torch
+
+    graph = subject.family.graphs(subject.network, subject.config)["sample"]
+    noise = list(subject.noise(graph.noise).values())
+    with torch.no_grad():
+        first, second = graph.module.eval()(*noise), graph.module(*noise)
+    _require(tuple(first.shape) == (BATCH, subject.spec.width), f"rows have shape {tuple(first.shape)}", subject)
+    _require(bool(torch.equal(first, second)), "two runs on the same noise differ: a random op is inside", subject)
+
+
+def _exports(subject: _Subject) -> None:
+    from genward.export import export_graph, parity
+
+    exported = export_graph(subject.family, subject.network, subject.config, subject.codec)
+    parity(exported, rows=256)
+
+
+def _config_validates(cls: type[Any], config: Mapping[str, Any]) -> None:
+    cls.Config(**config)
+    try:
+        cls.Config(**config, no_such_key=1)
+    except ValueError:
+        return
+    _require(False, "Config takes unknown keys: set extra='forbid'", cls.name)
+
+
+def _policy_hooks_exist(cls: type[Any], config: Mapping[str, Any]) -> None:
+    from genward import hookspecs
+
+    marked = [n for n, f in inspect.getmembers(cls, callable) if hasattr(f, f"{hookspecs.PROJECT}_impl")]
+    unknown = [name for name in marked if not hasattr(hookspecs, name)]
+    _require(bool(marked), "no method is marked with hookimpl", cls.name)
+    _require(not unknown, f"unknown hooks: {', '.join(unknown)}", cls.name)
+
+
+def _policy_answers(cls: type[Any], config: Mapping[str, Any]) -> None:
+    """admit gives verdicts and its leases settle twice without harm; gate gives verdicts."""
+    import tempfile
+    from pathlib import Path
+
+    from genward.policy import PolicyContext
+
+    with tempfile.TemporaryDirectory() as folder:
+        context = PolicyContext(store_url=f"sqlite:///{folder}/counters.db", keys=_NoKeys(), state_dir=Path(folder))
+        policy = cls(cls.Config(**config), context)
+        if hasattr(policy, "admit"):
+            _admit(policy)
+        if hasattr(policy, "gate"):
+            _require(isinstance(policy.gate(evidence=list[Evidence]()), Verdict), "gate gave no Verdict", cls.name)
+
+
+def _admit(policy: Any) -> None:
+    principal = Principal("tenant", "key", frozenset({"consumer"}))
+    facts = Facts(principal, 1.8e9, "sha256:0", ReleaseInfo("model", 1, "sha256:1", ("tenant",)))
+    request = Request("0", "generate", "model", 3)
+    given = {"request": request, "facts": facts}
+    verdict = policy.admit(**{name: given[name] for name in inspect.signature(policy.admit).parameters})
+    _require(isinstance(verdict, Verdict), f"admit gave {type(verdict).__name__}, not a Verdict", policy.name)
+    if verdict.lease is not None:
+        for _ in range(2):
+            policy.settle(lease=verdict.lease, outcome=Outcome("served", 3))
+
+
+class _NoKeys:
+    """Keys for a check: derived from nothing secret."""
+
+    def derive(self, label: str, length: int = 16) -> bytes:
+        import hashlib
+
+        return hashlib.sha256(label.encode()).digest()[:length]
+
+    def sign_bundle(self, message: bytes) -> bytes:
+        raise CheckFailed("a policy asked for a bundle signature")
+
+    def bundle_public_pem(self) -> bytes:
+        return b""
+
+
+FAMILY_CHECKS: Mapping[str, Callable[..., None]] = {
+    "names itself": _names_itself,
+    "one loss per record": _loss_is_per_record,
+    "records do not couple": _records_do_not_couple,
+    "gradients exist": _gradients_exist,
+    "samples are functions of noise": _samples_are_functions_of_noise,
+    "exports with parity": _exports,
+}
+POLICY_CHECKS: Mapping[str, Callable[..., None]] = {
+    "config validates": _config_validates,
+    "hooks exist": _policy_hooks_exist,
+    "answers and settles": _policy_answers,
+}
