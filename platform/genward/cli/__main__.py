@@ -1,0 +1,5 @@
+"""`python -m genward.cli`."""
+
+from genward.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""What every command shares: where the state is, how to print, how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genward.errors import GenwardError, UsageError
+
+if TYPE_CHECKING:
+    from genward.api import Platform
+
+STATE = "GENWARD_STATE"
+DEFAULT_STATE = ".genward"
+
+
+@dataclass
+class Settings:
+    """Set once by the root command's flags."""
+
+    state: Path = Path(DEFAULT_STATE)
+    json: bool = False
+
+
+settings = Settings()
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def use_state(state: Path | None) -> None:
+    """A flag wins over the environment, the environment over the default."""
+    settings.state = state or Path(os.environ.get(STATE, DEFAULT_STATE))
+    os.environ[STATE] = str(settings.state)
+
+
+def open_platform() -> Platform:
+    """The platform on the chosen state folder; NotFound says how to make one."""
+    from genward.api import Platform
+
+    return Platform.open(settings.state)
+
+
+def say(text: str) -> None:
+    """A line for people; silent when JSON was asked for."""
+    if not settings.json:
+        print(text)
+
+
+def show(data: Mapping[str, Any] | Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Print one record or a table of them: JSON with --json, aligned text otherwise."""
+    if settings.json:
+        print(json.dumps(data, indent=2, default=str))
+    elif isinstance(data, Mapping):
+        _show_record(data)
+    else:
+        _show_table(data, title)
+
+
+def _show_record(data: Mapping[str, Any]) -> None:
+    width = max((len(key) for key in data), default=0)
+    for key, value in data.items():
+        print(f"{key:<{width}}  {_cell(value)}")
+
+
+def _show_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print(f"no {title or 'rows'}")
+        return
+    table = Table(title=None, box=None, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def report(error: GenwardError) -> int:
+    """Print an error the way the user asked for and return its exit code."""
+    if settings.json:
+        body = {"error": error.title, "what": error.what, "where": error.where, "remedy": error.remedy}
+        print(json.dumps(body), file=sys.stderr)
+    else:
+        print(f"genward: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def read_text(path: Path) -> str:
+    """A file's text; a missing or unreadable one is the user's mistake, said in a line."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read it: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text", where=str(path)) from None
+
+
+def parse_pairs(pairs: Iterable[str], what: str) -> dict[str, Any]:
+    """`key=value` options; values are read as YAML, so numbers and lists come out as such."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UsageError(f"{what} {pair!r} is not key=value", remedy=f"write --{what} key=value")
+        found[key.strip()] = yaml.safe_load(value)
+    return found

@@ -1,0 +1,147 @@
+"""One client for both ways to a release: in process on a state folder, or over HTTP. Both end in the same pipeline."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from genward import errors
+
+MEDIA = {
+    "json": "application/json",
+    "csv": "text/csv",
+    "arrow": "application/vnd.apache.arrow.stream",
+    "parquet": "application/vnd.apache.parquet",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response: the body, and headers in lower case. `asked` is what was asked, to be kept beside the receipt."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    asked: Mapping[str, Any]
+    client: Client
+
+    @property
+    def request(self) -> str:
+        return self.headers["genward-request"]
+
+    @property
+    def summary(self) -> str:
+        """One line for people: rows, yield, model, audit index."""
+        names = ("genward-rows", "genward-yield", "genward-exhausted", "genward-model", "genward-audit-index")
+        return "  ".join(f"{name.removeprefix('genward-')}={self.headers[name]}" for name in names if name in self.headers)
+
+    def receipt(self) -> bytes:
+        """The receipt with what was asked beside it, so that the response can be verified and replayed."""
+        found = dict(self.client.receipt(self.request))
+        return json.dumps({**found, "asked": dict(self.asked)}, indent=2).encode()
+
+
+class Client(Protocol):
+    """What both clients do."""
+
+    def generate(
+        self, model: str, *, n: int, where: Sequence[str] = (), start: int | None = None, format: str = "json"
+    ) -> Answer: ...
+
+    def receipt(self, request: str) -> Mapping[str, Any]: ...
+
+
+def connect(url: str | None, state: Path, key: str) -> Client:
+    """The HTTP client when there is a URL, else the local one on a state folder."""
+    if url:
+        return HttpClient(url, key)
+    from genward.api import Platform
+
+    return LocalClient(Platform.open(state), key)
+
+
+def asked(n: int, where: Sequence[str], start: int | None) -> dict[str, Any]:
+    """The JSON body of a generate request."""
+    body: dict[str, Any] = {"n": n}
+    if where:
+        body["where"] = list(where)
+    if start is not None:
+        body["from"] = start
+    return body
+
+
+class HttpClient:
+    """A client of a server. Errors of the server become this project's own, with the server's words."""
+
+    def __init__(self, url: str, key: str, timeout: float = 120.0) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise errors.UsageError(f"{url!r} is no HTTP address", remedy="for example http://127.0.0.1:8400")
+        self._url, self._key, self._timeout = url.rstrip("/"), key, timeout
+
+    def generate(
+        self, model: str, *, n: int, where: Sequence[str] = (), start: int | None = None, format: str = "json"
+    ) -> Answer:
+        body = asked(n, where, start)
+        headers = {"Accept": _media(format), "Content-Type": "application/json"}
+        data, got = self._call("POST", f"/v1/models/{model}/generate", json.dumps(body).encode(), headers)
+        return Answer(data, got, {"model": model, **body}, self)
+
+    def receipt(self, request: str, wait: float = 10.0) -> Mapping[str, Any]:
+        """The receipt of a request; waits until a checkpoint covers it."""
+        until = time.monotonic() + wait
+        while True:
+            data, headers = self._call("GET", f"/v1/receipts/{request}", None, {"Accept": "application/json"})
+            if headers[":status"] == "200":
+                found: Mapping[str, Any] = json.loads(data)
+                return found
+            if time.monotonic() > until:
+                raise errors.Unavailable("no checkpoint covers the entry yet", where=request, remedy="ask again")
+            time.sleep(0.2)
+
+    def _call(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[bytes, dict[str, str]]:
+        request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
+            self._url + path, data=body, method=method, headers={**headers, "Authorization": f"Bearer {self._key}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+                found = {name.lower(): value for name, value in answer.headers.items()}
+                return answer.read(), {**found, ":status": str(answer.status)}
+        except urllib.error.HTTPError as error:
+            raise _problem(error) from None
+        except OSError as error:
+            raise errors.Unavailable(f"the server does not answer: {error}", where=self._url) from None
+
+
+_BY_STATUS: Mapping[int, type[errors.GenwardError]] = {
+    400: errors.UsageError,
+    401: errors.Unauthenticated,
+    403: errors.Denied,
+    404: errors.NotFound,
+    409: errors.Conflict,
+    429: errors.LimitReached,
+    503: errors.Unavailable,
+    504: errors.DeadlineExceeded,
+}
+
+
+def _problem(error: urllib.error.HTTPError) -> errors.GenwardError:
+    """An RFC 9457 problem as the error class that the server raised."""
+    try:
+        said = json.loads(error.read())
+        detail = str(said.get("detail") or said.get("title") or error.reason)
+    except ValueError:
+        detail = str(error.reason)
+    return _BY_STATUS.get(error.code, errors.GenwardError)(detail)
+
+
+def _media(format: str) -> str:
+    if format not in MEDIA:
+        raise errors.UsageError(f"no format {format!r}", remedy=f"choose one of {', '.join(MEDIA)}")
+    return MEDIA[format]
