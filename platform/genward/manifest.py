@@ -20,7 +20,7 @@ class _Part(BaseModel):
 
 
 class _OpenPart(BaseModel):
-    """A part whose further keys belong to its owner (the graph's export, the runtime's fingerprint)."""
+    """A part whose further keys belong to its owner (export, engine, runtime fingerprint)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -65,8 +65,8 @@ class TablePart(_Part):
     segments: Sequence[Any] = ()
 
 
-class GoldenPart(_Part):
-    """A canonical block's digest under the public test key, checked at every load."""
+class GoldenPart(_OpenPart):
+    """A canonical block under the public test key, checked at every load; the engine adds sample rows."""
 
     start: Count
     sha256: HexDigest
