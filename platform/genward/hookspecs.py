@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from genward.candidate import Candidate
     from genward.contracts import Evidence, Facts, Finding, Lease, Outcome, Request, Rows, Verdict
     from genward.data.codec import Codec
     from genward.data.dataset import Dataset
     from genward.family import Family, Phase
     from genward.policy import Policy
-    from genward.candidate import Candidate
 
 PROJECT = "genward"
 hookspec = pluggy.HookspecMarker(PROJECT)

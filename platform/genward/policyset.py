@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from genward.candidate import Candidate
     from genward.data.dataset import Dataset
     from genward.family import Phase
     from genward.policy import Policy
-    from genward.candidate import Candidate
 
 _log = logging.getLogger("genward.policy")
 _Call = Callable[..., Any]
