@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from genward_audit.errors import FormatError, UsageError
-from genward_audit.merkle import HASH_BYTES, MAX_SIZE, node_hash
+from genward_audit.merkle import HASH_BYTES, MAX_SIZE
 
 TILE_WIDTH = 256
 TILE_BYTES = TILE_WIDTH * HASH_BYTES
@@ -159,7 +160,17 @@ def node_from_tile(data: bytes, level: int, index: int) -> bytes:
 
 def subtree_root(hashes: bytes) -> bytes:
     """Root over 1, 2, 4 ... 256 joined hashes of one level."""
-    row = [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
-    while len(row) > 1:
-        row = [node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2)]
-    return row[0]
+    while len(hashes) > HASH_BYTES:
+        pairs = range(0, len(hashes), 2 * HASH_BYTES)
+        hashes = b"".join([sha256(b"\x01" + hashes[at : at + 64]).digest() for at in pairs])
+    return hashes
+
+
+def pieces_of(row: bytes) -> list[bytes]:
+    """Roots of the perfect subtrees over a partial tile's joined hashes, largest first: a part of the right edge."""
+    roots, at, count = [], 0, len(row) // HASH_BYTES
+    while count:
+        step = 1 << (count.bit_length() - 1)
+        roots.append(subtree_root(row[at : at + step * HASH_BYTES]))
+        at, count = at + step * HASH_BYTES, count - step
+    return roots
