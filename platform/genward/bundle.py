@@ -111,6 +111,8 @@ def manifest_bytes(files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> b
     oms.check_names(files)
     if {MANIFEST, SIGNATURE} & files.keys() or "files" in manifest:
         raise UsageError(f"{MANIFEST}, {SIGNATURE} and the list of files are written by seal", remedy="leave them out")
+    if large := [name for name, data in files.items() if len(data) > FILE_LIMIT]:
+        raise UsageError(f"a file of more than {FILE_LIMIT} bytes could not be opened again", where=large[0])
     listed = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     document = canonical({"format": FORMAT, **manifest, "files": listed})
     validate_manifest(parse(document, MANIFEST, _MANIFEST_LIMIT))
@@ -257,7 +259,9 @@ def _read(root: int, name: str, limit: int) -> bytes:
         if info.st_nlink != 1:
             raise IntegrityError("a hard link: another name leads to it", where=name, remedy="copy the bundle anew")
         if info.st_size > limit:
-            raise IntegrityError(f"oversized: longer than {limit} bytes", where=name, remedy="get the bundle again")
+            raise IntegrityError(
+                f"oversized: longer than the {limit} bytes that are allowed", where=name, remedy="get the bundle again"
+            )
         return file.read(limit + 1)
 
 

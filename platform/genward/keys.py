@@ -11,12 +11,14 @@ The folder is 0700 and each file 0600; anything wider is refused. Memory is not 
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from genward.errors import Conflict, GenwardError, IntegrityError, NotFound, Unauthenticated, UsageError
+from genward.errors import Conflict, GenwardError, IntegrityError, NotFound, Unauthenticated, Unavailable, UsageError
 from genward.strictjson import canonical, parse
 
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB, about 0.1 s
@@ -57,15 +59,16 @@ class LocalKeys:
             raise UsageError("the passphrase is empty", remedy="leave it out, or give one")
         if folder.exists() and any(folder.iterdir()):
             raise Conflict("keys are here already", where=str(folder), remedy="back them up and move them away first")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             _write_keys(temporary, passphrase)
             temporary.rename(folder)
             _sync_folder(folder.parent)
-        except BaseException:
+        except OSError as error:
+            raise _unwritten(folder, error) from None
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
         return cls(folder, passphrase)
 
     def derive(self, label: str, length: int = 16) -> bytes:
@@ -101,14 +104,7 @@ class LocalKeys:
         if not name.replace("-", "").replace("_", "").isalnum():
             raise UsageError("a key's name is letters, digits, - and _", where=name)
         path = self.folder / "trusted" / f"{name}.pub"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        try:
-            _write(path, public_pem(pem, name))
-        except FileExistsError:
-            raise Conflict(
-                f"a trusted key {name!r} is here already", where=str(path), remedy="take another name"
-            ) from None
-        _sync_folder(path.parent)
+        _add(path, public_pem(pem, name))
         return path
 
     @cached_property
@@ -154,6 +150,27 @@ def _write_keys(folder: Path, passphrase: str | None) -> None:
     _write(folder / "bundle.pub", _public_pem(bundle.public_key()))
     _write(folder / "log.pem", _private_pem(log, passphrase))
     _sync_folder(folder)
+
+
+def _add(path: Path, data: bytes) -> None:
+    """Write a new file whole, or leave none."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _write(path, data)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        raise Conflict(f"{path.name} is here already", where=str(path), remedy="take another name") from None
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise _unwritten(path, error) from None
+
+
+def _unwritten(path: Path, error: OSError) -> GenwardError:
+    if error.errno == errno.ENOTEMPTY:
+        return Conflict("somebody else made keys here just now", where=str(path), remedy="use those")
+    remedy = "free some space or make the folder writable, then do it again; nothing was left behind"
+    return Unavailable(f"cannot write: {error.strerror}", where=str(path), remedy=remedy)
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, passphrase: str | None) -> bytes:
@@ -241,6 +258,8 @@ def _check_modes(folder: Path) -> None:
         if not os.path.lexists(path):
             raise NotFound("a key is missing", where=str(path), remedy="restore it from a backup")
         _narrow(path, path.lstat(), 0o600)
+    if os.path.lexists(folder / "trusted"):
+        _narrow(folder / "trusted", (folder / "trusted").lstat(), 0o700)
 
 
 def _narrow(path: Path, info: os.stat_result, mode: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genward import oms
-from genward.bundle import MANIFEST, SIGNATURE, Bundle, manifest_bytes, seal
+from genward.bundle import FILE_LIMIT, MANIFEST, SIGNATURE, Bundle, manifest_bytes, seal
 from genward.errors import Conflict, IntegrityError, NotFound, Unavailable, UsageError
 from genward.keys import LocalKeys
 from genward.manifest import validate_manifest
@@ -401,3 +404,30 @@ sys.stdin.read()
         child.communicate("")
     seal(tmp_path / "two", FILES, manifest(name="two"), keys)
     assert not alive.exists()
+
+
+def test_a_file_too_large_to_open_is_not_sealed(tmp_path: Path, keys: LocalKeys) -> None:
+    with pytest.raises(UsageError, match="could not be opened"):
+        seal(tmp_path / "bundle", {**FILES, "huge": bytes(FILE_LIMIT + 1)}, manifest(), keys)
+    assert list(tmp_path.iterdir()) == []
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_no_edit_of_a_manifest_raises_anything_but_our_error(data: st.DataObject) -> None:
+    document: Any = json.loads(manifest_bytes(FILES, manifest()))
+    target = document
+    for _ in range(data.draw(st.integers(0, 3))):
+        inner = target.values() if isinstance(target, dict) else target
+        if children := [value for value in inner if isinstance(value, dict | list) and value]:
+            target = data.draw(st.sampled_from(children))
+    target[data.draw(st.sampled_from(list(target) if isinstance(target, dict) else [0]))] = data.draw(values)
+    with contextlib.suppress(IntegrityError):
+        validate_manifest(document)

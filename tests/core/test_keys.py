@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from genward.errors import Conflict, GenwardError, IntegrityError, NotFound, Unauthenticated, UsageError
+from genward.errors import Conflict, GenwardError, IntegrityError, NotFound, Unauthenticated, Unavailable, UsageError
 from genward.keys import LocalKeys, key_id, public_pem
 
 VECTORS = Path(__file__).parents[2] / "../shared/vectors/ed25519/ed25519vectors.json"
@@ -238,3 +239,35 @@ def test_every_error_is_one_of_ours(keys: LocalKeys) -> None:
         (keys.folder / "master").write_bytes(content)
         with pytest.raises(GenwardError):
             LocalKeys(keys.folder)
+
+
+def test_where_nothing_can_be_written_it_is_said(tmp_path: Path, keys: LocalKeys) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Unavailable, match="writable"):
+        LocalKeys.create(tmp_path / "file" / "keys")
+    (keys.folder / "trusted").rmdir()
+    (keys.folder / "trusted").symlink_to(tmp_path / "gone")
+    with pytest.raises((Conflict, Unavailable)):
+        keys.trust("partner", keys.bundle_public_pem())
+    with pytest.raises(IntegrityError, match="link"):
+        LocalKeys(keys.folder)
+
+
+def test_of_many_makers_at_once_one_wins_whole(tmp_path: Path) -> None:
+    made: list[LocalKeys | Conflict] = []
+
+    def make() -> None:
+        try:
+            made.append(LocalKeys.create(tmp_path / "keys"))
+        except Conflict as conflict:
+            made.append(conflict)
+
+    work = [threading.Thread(target=make) for _ in range(5)]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    winners = [keys for keys in made if isinstance(keys, LocalKeys)]
+    assert (len(made), len(winners)) == (5, 1)
+    assert LocalKeys(tmp_path / "keys").derive("a") == winners[0].derive("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["keys"]
