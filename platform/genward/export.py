@@ -280,11 +280,11 @@ def _grids(codec: Any, numbers: _Array) -> _Array:
     grids = np.full(numbers.shape, np.nan)
     columns = [codec.schema.column(name) for name in codec.number_columns] if hasattr(codec, "schema") else []
     for i, column in enumerate(columns):
-        if column.step or column.kind == "integer":
-            grids[:, i] = column.step or 1.0
-        elif column.digits:
+        if column.digits:
             size = np.maximum(np.abs(np.nan_to_num(numbers[:, i])), 1e-300)
             grids[:, i] = 10.0 ** (np.floor(np.log10(size)) + 1 - column.digits)
+        elif column.step or column.kind != "numeric":
+            grids[:, i] = column.grid
     return grids
 
 

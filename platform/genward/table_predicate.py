@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -37,11 +37,15 @@ class _Clause:
     codes: frozenset[int] | None = None
     names: frozenset[str] = frozenset()
     number: float = 0.0
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
 class Predicate:
-    """Clauses joined by AND; empty keeps every row. Build with `parse` or `of`."""
+    """Clauses joined by AND; empty keeps every row. Build with `parse` or `of`.
+
+    Two numbers within 1e-9 of their size, or of their column's grid, are the same: 3 x 0.1 is 0.3.
+    """
 
     clauses: tuple[_Clause, ...] = ()
 
@@ -128,7 +132,8 @@ def _ready(condition: Condition, schema: Schema) -> _Clause:
         raise UsageError("`in` is for categories", where=column.name, remedy="give a range with >= and <=")
     number = _number(condition.value, column)
     _reachable(condition.op, number, column)
-    return _Clause(Condition(column.name, condition.op, number), number=number)
+    tolerance = 1e-9 * max(abs(number), column.grid)
+    return _Clause(Condition(column.name, condition.op, number), number=number, tolerance=tolerance)
 
 
 def _choice(condition: Condition, column: Column) -> _Clause:
@@ -180,7 +185,7 @@ def _seconds(value: Value) -> float:
 
 def _reachable(op: str, number: float, column: Column) -> None:
     """Refuse a clause that no value within the column's declared bounds can meet."""
-    low, high = (None if b is None else _number(cast(Value, b), column) for b in (column.minimum, column.maximum))
+    low, high = column.bounds
     above = high is not None and {"=": number > high, ">": number >= high, ">=": number > high}.get(op, False)
     below = low is not None and {"=": number < low, "<": number <= low, "<=": number < low}.get(op, False)
     if above or below:
@@ -197,11 +202,15 @@ def _meets(clause: _Clause, numbers: NDArray[np.float64], codes: NDArray[np.int3
         found = codes[:, list(codec.code_columns).index(name)]
         return np.isin(found, list(clause.codes))
     x, v = numbers[:, list(codec.number_columns).index(name)], clause.number
-    compared: Mapping[str, Any] = {
-        "=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal
-    }  # fmt: skip
-    out: NDArray[np.bool_] = compared[clause.condition.op](x, v) & ~np.isnan(x)
-    return out
+    same = np.abs(x - v) <= clause.tolerance  # comparisons with NaN are false
+    return _compared(clause.condition.op, x, v, same)
+
+
+def _compared(op: str, x: NDArray[np.float64], v: float, same: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if op in ("=", "!="):
+        return same if op == "=" else ~same & ~np.isnan(x)
+    beyond = x < v if op in ("<", "<=") else x > v
+    return beyond | same if op in ("<=", ">=") else beyond & ~same
 
 
 def _overlaps(clause: _Clause, cell: Cell) -> bool:
