@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genward_audit._text import decode_number
+from genward_audit.entries import RETAIN, parse
 from genward_audit.errors import AuditError, Conflict, FormatError, NotFound, SignatureError, UsageError
 from genward_audit.note import MAX_NOTE, Signer, open_note, parse_note, sign
 from genward_audit.policy import Policy
@@ -79,8 +80,27 @@ def prune(folder: LogFolder, minimum: int, signer: Signer) -> int:
     if minimum < before:
         raise Conflict(f"the minimum is already {before} and cannot sink to {minimum}", where=MINIMUM)
     note = sign(Minimum(head.origin, minimum).marshal(), signer)
-    _write_durable(folder.path / MINIMUM, note)
+    write_durable(folder.path / MINIMUM, note)
     return _delete_below(folder, minimum)
+
+
+def is_announced(folder: LogFolder, minimum: int) -> bool:
+    """Does a `log.retain` entry that the checkpoint covers announce this minimum? Newest entries first."""
+    end = folder.head().size
+    while end > minimum:
+        start = max(minimum, (end - 1) // TILE_WIDTH * TILE_WIDTH)
+        if any(_announces(entry, minimum) for _, entry in folder.entries(start, end)):
+            return True
+        end = start
+    return False
+
+
+def _announces(entry: bytes, minimum: int) -> bool:
+    try:
+        value = parse(entry)
+    except AuditError:
+        return False
+    return value.get("act") == RETAIN and value.get("detail") == {"minimum": minimum}
 
 
 def _delete_below(folder: LogFolder, minimum: int) -> int:
@@ -103,7 +123,7 @@ def tile_files(root: Path) -> Iterator[tuple[str, Tile | None]]:
                 yield path, None
 
 
-def _write_durable(path: Path, data: bytes) -> None:
+def write_durable(path: Path, data: bytes) -> None:
     """Temporary file, fsync, rename, fsync of the folder: after a crash the old file or the new one is there."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("wb") as file:
