@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +198,7 @@ class Engine:
             return None
         ids = self.table.cell_of(rows // np.uint64(self.table.candidates), key)
         uniforms = noise.uniform(key, rows, noise.WITHIN, (max(self._given, 1),))
-        return cast("NDArray[np.float32]", self.codec.condition(self.table.cells or (Cell(),), ids, uniforms))
+        return self.codec.condition(self.table.cells or (Cell(),), ids, uniforms)
 
     # Golden blocks
 
