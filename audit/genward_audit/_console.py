@@ -27,6 +27,11 @@ class AuditGroup(TyperGroup):
         except AuditError as error:
             print(f"genward audit: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+        except OSError as error:
+            print(f"genward audit: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+            raise typer.Exit(1) from None
 
 
 class Lines:

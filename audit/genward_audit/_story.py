@@ -90,7 +90,7 @@ def _tell_event(story: Story, index: int, value: dict[str, Any]) -> None:
 class Plot:
     """Reads stories in order and holds what is still open; bytes of memory per entry, not objects."""
 
-    def __init__(self, minimum: int, size: int) -> None:
+    def __init__(self, minimum: int) -> None:
         self.minimum = minimum
         self.failures: list[str] = []
         self.notes: list[str] = []
@@ -98,7 +98,7 @@ class Plot:
         self.last_time = ""
         self.open: dict[int, int] = {}
         self.retained: set[int] = set()
-        self._granted = bytearray(size // 8 + 1)
+        self._granted = bytearray()
         self._inline = [array("Q") for _ in range(256)]
         self._running: bool | None = None
         self._counts: dict[str, int] = {}
@@ -110,6 +110,7 @@ class Plot:
         self._times(story)
         for index, key in story.grants:
             self.open[index] = key
+            self._grow(index)
             self._granted[index >> 3] |= 1 << (index & 7)
         for index, grant, key in story.settles:
             self._settle(index, grant, key)
@@ -121,6 +122,11 @@ class Plot:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if self._counts[kind] <= MAX_FINDINGS:
             self.failures.append(text)
+
+    def _grow(self, index: int) -> None:
+        """One bit per entry seen so far, and none for what a checkpoint merely claims."""
+        if index >> 3 >= len(self._granted):
+            self._granted.extend(bytes(max(4096, (index >> 3) + 1 - len(self._granted))))
 
     def _times(self, story: Story) -> None:
         excused = {index for index, verb, _ in story.acts if verb in (CLOCK, START)}
@@ -140,6 +146,7 @@ class Plot:
         elif grant < 0 or grant >= index:
             self.fail("order", f"entry {index}: settles entry {grant}, which is not before it")
         elif grant not in self.open:
+            self._grow(grant)
             again = self._granted[grant >> 3] >> (grant & 7) & 1
             why = "which is already settled" if again else "which is no grant"
             self.fail("settle", f"entry {index}: settles entry {grant}, {why}")

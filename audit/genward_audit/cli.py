@@ -158,7 +158,7 @@ def show(
 def _found(folder: LogFolder, query: Query) -> Iterator[tuple[int, bytes]]:
     """Entries that match, through the index beside the log (in memory where the folder cannot be written)."""
     head = folder.head()
-    start = -(-read_minimum(folder, head.origin) // TILE_WIDTH) * TILE_WIDTH
+    start = read_minimum(folder, head.origin) // TILE_WIDTH * TILE_WIDTH
     beside = folder.path.parent / "log-index.db"
     path: Path | str = beside if folder.path.name == "log" and os.access(folder.path.parent, os.W_OK) else ":memory:"
     with Index(path) as index:

@@ -32,7 +32,9 @@ from genward_audit.tiles import TILE_WIDTH
 State = Literal["ok", "failed", "unknown"]
 MAX_AGE = 86_400.0
 OPEN_SECONDS = 3_600.0
+MAX_DAMAGED = 1000
 _TASK = 64  # bundles per task
+_SKEW = 300.0  # seconds by which another clock may be ahead
 _ALONE = 200_000  # entries below which starting workers costs more than they give
 
 
@@ -144,7 +146,7 @@ class _Check:
         self.damaged: list[str] = []
         self.notes: list[str] = []
         self.minimum = self._read_minimum(policy)
-        self.plot = Plot(self.minimum, self.head.size)
+        self.plot = Plot(self.minimum)
 
     def _read_minimum(self, policy: Policy) -> int:
         try:
@@ -166,7 +168,10 @@ class _Check:
                 tree.add(scan)
                 self.plot.read(scan.story)
             self.progress.update(min(size, (scans[-1].index + 1) * TILE_WIDTH) - self.minimum)
-        if size:
+            if len(tree.damaged) > MAX_DAMAGED:
+                tree.damaged.append(f"stopped after {MAX_DAMAGED} damaged files; entries from here on were not read")
+                break
+        else:
             tree.finish(self.head.root)
         self.plot.finish()
         self.damaged.extend(dict.fromkeys(tree.damaged))
@@ -240,6 +245,8 @@ def _freshness(signed: SignedCheckpoint, last_time: str, now: float, max_age: fl
             return Verdict("unknown", (), ("nothing in the log states a time",))
     age = now - newest
     text = f"{source} is of {format_time(newest)}, {age:.0f} s ago"
+    if age < -_SKEW:
+        return Verdict("failed", (f"{source} is of {format_time(newest)}, which is still to come",))
     if age > max_age:
         return Verdict("failed", (f"{text}; at most {max_age:.0f} s were asked for",))
     return Verdict("ok", (), (text,))
@@ -248,7 +255,7 @@ def _freshness(signed: SignedCheckpoint, last_time: str, now: float, max_age: fl
 def _scans(path: Path, first: int, size: int, workers: int) -> Iterator[list[Scan]]:
     """Scans of all bundles from `first`, in order, in tasks of 64."""
     end = (size + TILE_WIDTH - 1) // TILE_WIDTH
-    tasks = [(path, at, min(at + _TASK, end), size, True) for at in range(first, end, _TASK)]
+    tasks = ((path, at, min(at + _TASK, end), size, True) for at in range(first, end, _TASK))
     workers = workers or min(4, os.cpu_count() or 1)
     if workers < 2 or (end - first) * TILE_WIDTH < _ALONE:
         for task in tasks:
@@ -257,7 +264,7 @@ def _scans(path: Path, first: int, size: int, workers: int) -> Iterator[list[Sca
     yield from _in_processes(tasks, workers)
 
 
-def _in_processes(tasks: list[tuple[Path, int, int, int, bool]], workers: int) -> Iterator[list[Scan]]:
+def _in_processes(tasks: Iterable[tuple[Path, int, int, int, bool]], workers: int) -> Iterator[list[Scan]]:
     """At most three tasks per worker are under way, so memory does not grow with the log."""
     waiting: deque[Future[list[Scan]]] = deque()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:

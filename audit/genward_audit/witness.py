@@ -37,6 +37,7 @@ from genward_audit.keyfile import create_key, load_key
 from genward_audit.merkle import verify_consistency
 from genward_audit.note import Signature, VerifierKey, open_note, parse_note
 from genward_audit.policy import Party, Policy
+from genward_audit.reader import read_file
 
 MAX_BODY = 1 << 18
 MAX_HASHES = 63
@@ -160,6 +161,11 @@ class Witness:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     witness: Witness
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away; anything else is a fault and is shown."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -300,7 +306,7 @@ def collect_quorum(policy: Policy, checkpoint: bytes, proof_from: ProofFrom, *, 
 def open_witness(state: Path, key: Path, name: str, policy: Path) -> tuple[Witness, Cosigner]:
     """A witness for the logs of a policy file; makes its key at the first start."""
     cosigner = Cosigner(name, load_key(key) if key.exists() else create_key(key))
-    logs = [one.key for one in Policy.parse(policy.read_bytes()).logs]
+    logs = [one.key for one in Policy.parse(read_file(policy, MAX_BODY)).logs]
     return Witness(state, cosigner, logs), cosigner
 
 
@@ -316,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         run(chosen.state, chosen.key, chosen.name, chosen.policy, chosen.host, chosen.port)
-    except (AuditError, OSError) as error:
+    except AuditError as error:
         print(f"witness: {error}", file=sys.stderr)
         return 1
     return 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genward_audit import entries as e
 from genward_audit.errors import AuditError, NotFound, ProofError, SignatureError
@@ -19,6 +22,22 @@ from genward_audit.verify import Report, verify_folder, verify_receipt
 
 GOLDEN = Path(__file__).parent / "golden"
 NOW = 1_790_000_100.0
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def _bend(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+        return
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    if how == "longer":
+        data += b"\0"
+    path.write_bytes(bytes(data[: len(data) // 2] if how == "cut" else data))
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +97,6 @@ def test_the_300_leaf_log_crosses_the_tile_boundary() -> None:
     assert names == {"checkpoint", *tiles}
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def _bend(path: Path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == "missing":
-        path.unlink()
-        return
-    if how == "flipped":
-        data[len(data) // 2] ^= 1
-    if how == "longer":
-        data += b"\0"
-    path.write_bytes(bytes(data[: len(data) // 2] if how == "cut" else data))
-
-
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing", "longer"])
 def test_each_damaged_file_is_found_and_named(how: str, tmp_path: Path, policy: Policy, kit: Any) -> None:
     source = kit.build_log(tmp_path / "whole", [b"e%d" % i for i in range(66_000)])
@@ -123,6 +126,46 @@ def test_each_file_of_a_small_log_at_each_damage_is_named(tmp_path: Path) -> Non
                 failures = [f"checkpoint: {error}"]
             assert [one.split(": ")[0] for one in failures] == [name]
             shutil.rmtree(copy)
+
+
+@given(st.sampled_from(_files(GOLDEN / "log300")), st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_flipped_bit_of_any_file_is_found_and_named(name: str, data: st.DataObject) -> None:
+    policy = Policy.parse((GOLDEN / "policy").read_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(GOLDEN / "log300", Path(folder, "log")))
+        content = bytearray((copy / name).read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        (copy / name).write_bytes(bytes(content))
+        failures = verify_folder(copy, policy, now=NOW).integrity.failures
+        assert [one.split(": ")[0] for one in failures] == [name]
+
+
+def test_an_empty_log_verifies(tmp_path: Path, policy: Policy, kit: Any) -> None:
+    report = verify_folder(kit.build_log(tmp_path / "log", []), policy, now=NOW)
+    assert (report.integrity.state, report.size) == ("ok", 0)
+
+
+def test_a_head_that_claims_far_too_much_is_refused_soon(tmp_path: Path, policy: Policy, kit: Any) -> None:
+    log = kit.build_log(tmp_path / "log", [b"x"])
+    head = kit.Checkpoint(kit.ORIGIN, 2**62, b"\x01" * 32)
+    (log / "checkpoint").write_bytes(kit.sign(head.marshal(), kit.SIGNER))
+    report = verify_folder(log, policy, now=NOW)
+    assert report.exit_code == 5
+    assert report.integrity.failures[-1].startswith("stopped after")
+
+
+def test_a_log_from_the_future_is_not_fresh(tmp_path: Path, policy: Policy, kit: Any) -> None:
+    report = verify_folder(kit.build_log(tmp_path / "log", _story()), policy, now=NOW - 5000)
+    assert report.freshness.state == "failed"
+
+
+def test_two_damaged_files_are_both_named(tmp_path: Path, policy: Policy, kit: Any) -> None:
+    log = kit.build_log(tmp_path / "log", [b"e%d" % i for i in range(1200)])
+    for name in ("tile/0/001", "tile/entries/003"):
+        _bend(log / name, "flipped")
+    failures = verify_folder(log, policy, now=NOW).integrity.failures
+    assert sorted(one.split(": ")[0] for one in failures) == ["tile/0/001", "tile/entries/003"]
 
 
 def test_a_rewritten_log_fails_though_its_files_agree(tmp_path: Path, policy: Policy, kit: Any) -> None:
