@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from genward_audit.index import Index, Query
 from genward_audit.reader import LogFolder
 
 GOLDEN = Path(__file__).parent / "golden"
+PAGE = Path(__file__).parents[2] / "docs/audit.md"
 VKEY = (GOLDEN / "policy").read_text().split()[1]
 NOW = 1_790_000_100.0
 
@@ -92,6 +94,31 @@ def test_a_missing_log_or_entry_is_not_found_in_one_line(tmp_path: Path, log: Pa
     assert text.count("\n") == 1
     assert "no checkpoint here" in text
     assert "no entry 303" in _run("show", 303, "--log", log, code=4)
+
+
+def test_errors_stay_one_line_when_mounted_under_another_root(tmp_path: Path) -> None:
+    root = typer.Typer()
+    root.add_typer(app, name="audit")
+    root.command("other")(lambda: None)
+    result = CliRunner().invoke(root, ["audit", "tail", "--log", str(tmp_path)])
+    assert result.exit_code == 4
+    assert result.output.startswith("genward audit: ")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(log: Path, tmp_path: Path) -> None:
+    text = _run("receipt", 1, "--log", log, "-o", tmp_path / "no" / "where", code=1)
+    assert "No such file" in text
+
+
+def test_every_command_and_option_of_the_page_exists() -> None:
+    group = typer.main.get_command(app)
+    commands: Any = group.commands  # type: ignore[attr-defined]
+    lines = [line.split() for line in PAGE.read_text().splitlines() if line.startswith("genward audit ")]
+    assert len(lines) > 8
+    for words in lines:
+        options = {name for one in commands[words[2]].params for name in one.opts}
+        assert {word for word in words[3:] if word.startswith("-")} <= options, words
+    assert set(commands) == {words[2] for words in lines} | {"rotate-key", "vkey"}
 
 
 def test_tail_and_show_read_entries(log: Path) -> None:
