@@ -28,38 +28,49 @@ if TYPE_CHECKING:
 
 STATE = 128  # first noise number of a stepped graph's states
 CELL, WITHIN, WALK = 253, 254, 255  # which cell a slot has; where in its bin a row lies; a tenant's order
-_CHUNK = 1 << 13  # float64 temporaries of one chunk stay in the second-level cache
+_CHUNK = 1 << 15  # float64 temporaries of one chunk stay in the second-level cache
+_COUNTERS = 1 << 12  # counter blocks made at a time, 64 KiB
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # their sum is ln 2 (Cody and Waite)
 _Floats = NDArray[np.float64]
 
 
 def words(key: bytes, rows: NDArray[Any], noise: int, step: int = 0, count: int = 1) -> NDArray[np.uint32]:
-    """`count` words of each row, shape (n, count), in one AES call; rows may be contiguous or scattered."""
+    """`count` words of each row, shape (n, count); rows may be contiguous or scattered."""
     if len(key) != 16:
         raise UsageError(f"a noise key has 16 bytes, not {len(key)}")
     if not (0 <= noise < 1 << 8 and 0 <= step < 1 << 24):
         raise UsageError(f"noise {noise} or step {step} cannot be addressed", remedy="noise < 256, step < 2^24")
     blocks = -(-count // 4)
-    counters = np.empty((len(rows), blocks, 2), dtype="<u8")
-    counters[:, :, 0] = np.asarray(rows).astype(np.uint64, copy=False)[:, None]
-    counters[:, :, 1] = (np.arange(blocks, dtype=np.uint64) << np.uint64(32)) | np.uint64(noise << 24 | step)
-    encrypted = np.empty(counters.nbytes + 15, dtype=np.uint8)  # the cipher wants 15 bytes of room it never fills
-    if counters.size:
-        # ECB over distinct counters is the pseudo-random function itself, not a way to hide a message.
-        cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305
-        cipher.encryptor().update_into(counters.reshape(-1).view(np.uint8).data, encrypted.data)
-    out = encrypted[: counters.nbytes].view("<u4").reshape(len(rows), 4 * blocks)[:, :count]
+    encrypted = np.empty(16 * len(rows) * blocks + 15, dtype=np.uint8)  # the cipher wants room that it never fills
+    if len(rows) and blocks:
+        _encrypt(key, np.asarray(rows).astype(np.uint64, copy=False), noise << 24 | step, blocks, encrypted)
+    out = encrypted[: 16 * len(rows) * blocks].view("<u4").reshape(len(rows), 4 * blocks)[:, :count]
     return out.astype(np.uint32, copy=False)
+
+
+def _encrypt(key: bytes, rows: NDArray[np.uint64], address: int, blocks: int, out: NDArray[np.uint8]) -> None:
+    """Counters of some rows after the other, so that they stay in the cache; the answer is the same."""
+    size = max(1, _COUNTERS // blocks)
+    counters = np.empty((min(size, len(rows)), blocks, 2), dtype="<u8")
+    counters[:, :, 1] = (np.arange(blocks, dtype=np.uint64) << np.uint64(32)) | np.uint64(address)
+    # ECB over distinct counters is the pseudo-random function itself, not a way to hide a message.
+    encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        counters[: len(part), :, 0] = part[:, None]
+        encryptor.update_into(counters[: len(part)].reshape(-1).view(np.uint8).data, out[16 * start * blocks :].data)
 
 
 def uniform(
     key: bytes, rows: NDArray[Any], noise: int, shape: Sequence[int] = (), step: int = 0
 ) -> NDArray[np.float32]:
     """Uniform on (0, 1), shape (n, *shape): ((word >> 9) + 0.5) x 2^-23, exact in float32, never 0 or 1."""
-    drawn = words(key, rows, noise, step, prod(shape)) >> np.uint32(9)
-    out = drawn.astype(np.float32)
-    out += np.float32(0.5)
-    out *= np.float32(2.0**-23)
+    drawn = words(key, rows, noise, step, prod(shape))
+    drawn >>= np.uint32(9)
+    drawn |= np.uint32(0x3F800000)  # the bits of 1 + word x 2^-23
+    out = drawn.view(np.float32)
+    out -= np.float32(1)
+    out += np.float32(2.0**-24)
     return out.reshape(len(rows), *shape)
 
 

@@ -18,10 +18,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from genward import engine as engines
-from genward.engine import Engine, Table, choose_block, digest
+from genward.engine import Engine, choose_block, digest
 from genward.engine_session import Session, stopping
 from genward.errors import CheckFailed, DeadlineExceeded, IntegrityError, Unavailable, UsageError
-from genward.table import Predicate, Walk, scan
+from genward.table import Predicate, Table, Walk, scan
 
 Make = Callable[..., Engine]
 KEY = b"0123456789abcdef"
@@ -56,7 +56,8 @@ def test_another_process_gives_the_same_bytes(tiny: Make, tmp_path: Path, tiny_b
     script = """
         import hashlib, sys, runpy, numpy as np
         c = runpy.run_path(sys.argv[1])
-        from genward.engine import Engine, Table
+        from genward.engine import Engine
+        from genward.table import Table
         graph, table = open("g.onnx", "rb").read(), Table(1000, 1, 64)
         e = Engine(graph, c["TinyCodec"](), table, c["tiny_meta"](), pool_key=b"0123456789abcdef")
         r = e.candidates(np.arange(999, -1, -1))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from genward.data.codec import TableCodec
 from genward.data.schema import Column, Schema
-from genward.engine import Engine, Table, choose_block
+from genward.engine import Engine, choose_block
 from genward.errors import CheckFailed, NotFound
 from genward.export import ParityReport, export, export_graph, measure_parity, parity
 from genward.family import Family, Graph, NoiseSpec, Phase
-from genward.table import Predicate, Walk, scan
+from genward.table import Predicate, Table, Walk, scan
 
 SCHEMA = Schema(
     columns=(
