@@ -125,6 +125,13 @@ class DeadlineExceeded(GenwardError):
     title = "deadline exceeded"
 
 
+class Interrupted(GenwardError):
+    """The work was stopped by its user and can be resumed."""
+
+    exit_code = 130
+    title = "interrupted"
+
+
 class PluginError(GenwardError):
     """A plugin is missing, broken, doubled or not allowed."""
 

@@ -1,0 +1,386 @@
+"""The training loop: phases of objectives, one optimiser each, a moving average that is adopted in the end.
+
+Batches and noise are keyed by (seed, phase, step), so a run that was killed and resumed ends in the same bytes as one
+that was not. A time budget is turned into a number of steps by a short calibration, so that the learning rate always
+comes down fully and resuming stays exact.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genward.contracts import Progress
+from genward.errors import DataError, Interrupted, NotFound, UsageError
+from genward.family import Family, Objective, Optimiser, Phase, Record, Spec, Trained
+
+STEPS = 20_000  # when neither steps nor a budget is given
+_EVALUATIONS = 40  # of the held-out loss, over a phase
+_CALIBRATION = 40  # steps on a throw-away copy
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; written into the checkpoint. A budget counts this process's CPU seconds or wall minutes."""
+
+    seed: int = 0
+    steps: int | None = None
+    max_minutes: float | None = None
+    max_cpu_seconds: float | None = None
+    batch: int = 512
+    held_out: float = 0.05  # of the training records, for early stopping
+    patience: int = 12  # evaluations without a better held-out loss
+    ema: float = 0.999
+    clip: float = 1.0  # largest gradient norm
+    checkpoint_seconds: float = 30.0
+    device: str = "auto"
+
+
+def train(
+    family: Family,
+    config: Any,
+    spec: Spec,
+    records: Mapping[str, NDArray[np.float32]],
+    folder: Path,
+    options: TrainOptions,
+    progress: Progress,
+    resume: bool = False,
+) -> Trained:
+    """Train a family on encoded records and leave network, checkpoint and loss curves in `folder`.
+
+    Raises DataError for too few records or a loss that is not finite, Interrupted after Ctrl-C (state saved).
+    """
+    run = Run(family, config, spec, records, folder, options)
+    if resume:
+        run.load()
+    try:
+        run.go(progress)
+    except KeyboardInterrupt:
+        run.save()
+        raise Interrupted("training was stopped", where=str(folder), remedy="go on with --resume") from None
+    return run.finish()
+
+
+class Run:
+    """One training: what it needs, where it stands."""
+
+    def __init__(
+        self,
+        family: Family,
+        config: Any,
+        spec: Spec,
+        records: Mapping[str, NDArray[np.float32]],
+        folder: Path,
+        options: TrainOptions,
+    ) -> None:
+        self.options, self.folder = options, folder
+        self.device = _device(options.device)
+        torch.manual_seed(options.seed)
+        self.network = family.build(spec, config).to(self.device)
+        self.phases = list(family.phases(self.network, config))
+        self.fit, self.held = _split(records, options, self.device)
+        self.phase, self.step, self.steps = 0, 0, 0
+        self.history: list[dict[str, float]] = []
+        self.turns: list[_Turn] = []
+        self.average: list[Tensor] = []
+        self.best: tuple[float, list[Tensor]] | None = None
+        self.stale = 0
+
+    def go(self, progress: Progress) -> None:
+        """Every phase that is left."""
+        while self.phase < len(self.phases):
+            phase = self.phases[self.phase]
+            self._begin(phase)
+            self._run(phase, progress)
+            self._adopt()
+            self.phase, self.step, self.steps = self.phase + 1, 0, 0
+            self.turns, self.best, self.stale = [], None, 0
+
+    def _begin(self, phase: Phase) -> None:
+        if self.turns:
+            return  # resumed
+        if phase.begin is not None:
+            phase.begin(self.network, self._batch(0))
+        self.turns = [_Turn(self.network, objective) for objective in phase.objectives]
+        self.average = [p.detach().clone() for p in self.network.parameters()]
+        self.steps = self._count_steps(phase)
+
+    def _run(self, phase: Phase, progress: Progress) -> None:
+        every = max(1, self.steps // _EVALUATIONS)
+        saved, losses = time.monotonic(), 0.0
+        progress.start(f"train {self.phase + 1}/{len(self.phases)}", self.steps)
+        while self.step < self.steps:
+            losses = self._one(self.step, self.steps)
+            self.step += 1
+            if self.step % every == 0 or self.step == self.steps:
+                note = self._evaluate(phase, losses)
+                progress.update(self.step, note)
+                if self.stale > self.options.patience:
+                    break
+            if time.monotonic() - saved > self.options.checkpoint_seconds:
+                self.save()
+                saved = time.monotonic()
+        progress.finish(f"{self.step} steps")
+
+    def _one(self, step: int, steps: int) -> float:
+        """One turn of every objective; returns the first one's mean loss."""
+        first = 0.0
+        for index, turn in enumerate(self.turns):
+            for repeat in range(turn.objective.repeats):
+                key = (self.phase, step, index, repeat)
+                loss = turn.take(self._batch(*key), self._noise(turn.objective, self.options.batch, *key), step, steps, self.options.clip)  # fmt: skip
+                first = loss if index == 0 else first
+        self._average(step)
+        return first
+
+    def _average(self, step: int) -> None:
+        """Moving average with a warm start, so that the first thousand steps do not hang on the initial weights."""
+        keep = min(self.options.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.network.parameters()], 1 - keep)
+
+    def _evaluate(self, phase: Phase, loss: float) -> str:
+        """The held-out loss of the moving average; remembers the best and how long ago it was."""
+        if not math.isfinite(loss):
+            raise DataError("the loss is not finite", where=f"step {self.step}", remedy="lower the learning rate (lr)")
+        point = {"phase": self.phase, "step": self.step, "loss": loss}
+        if phase.monitor is not None and len(self.held["x"]):
+            held = self._held_out(phase.objectives[phase.monitor])
+            point["held_out"] = held
+            if self.best is None or held < self.best[0]:
+                self.best, self.stale = (held, [p.clone() for p in self.average]), 0
+            else:
+                self.stale += 1
+        self.history.append(point)
+        return "  ".join(f"{name} {point[name]:.4f}" for name in ("loss", "held_out") if name in point)
+
+    def _held_out(self, objective: Objective) -> float:
+        noise = self._noise(objective, len(self.held["x"]), -1)
+        current = [p.detach().clone() for p in self.network.parameters()]
+        _put(self.network, self.average)
+        self.network.eval()
+        with torch.no_grad():
+            loss = float(objective.loss(self.network, self.held, noise, 1.0 - 1e-6).mean())
+        _put(self.network, current)
+        return loss
+
+    def _adopt(self) -> None:
+        """The network becomes its moving average, at the best held-out loss where one was watched."""
+        _put(self.network, self.best[1] if self.best is not None else self.average)
+
+    # keyed draws
+
+    def _batch(self, *key: int) -> Record:
+        rows = len(self.fit["x"])
+        index = torch.randint(rows, (min(self.options.batch, rows),), generator=self._generator(1, *key))
+        return {name: part[index.to(self.device)] for name, part in self.fit.items()}
+
+    def _noise(self, objective: Objective, rows: int, *key: int) -> Record:
+        rows = min(rows, len(self.fit["x"])) if key[0] >= 0 else rows
+        generator = self._generator(2, *key)
+        found = {}
+        for spec in objective.noise:
+            draw = torch.randn if spec.law == "normal" else torch.rand
+            found[spec.name] = draw((rows, *spec.shape), generator=generator).to(self.device)
+        return found
+
+    def _generator(self, *key: int) -> torch.Generator:
+        entropy = np.random.SeedSequence([self.options.seed, *(k & 0xFFFFFFFF for k in key)])
+        return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    # how long
+
+    def _count_steps(self, phase: Phase) -> int:
+        share = phase.share / sum(p.share for p in self.phases)
+        if self.options.steps is not None:
+            return max(1, round(self.options.steps * share))
+        budgets = [(time.process_time, self.options.max_cpu_seconds)]
+        budgets.append((time.monotonic, None if self.options.max_minutes is None else 60 * self.options.max_minutes))
+        counts = [int(b * share / self._pace(clock)) for clock, b in budgets if b is not None]
+        return max(1, min(counts, default=round(STEPS * share)))
+
+    def _pace(self, clock: Any) -> float:
+        """Seconds a step takes by a clock, measured on a copy; what it costs is part of the budget, and small."""
+        kept = [p.detach().clone() for p in self.network.parameters()]
+        average = [p.clone() for p in self.average]
+        begun = clock()
+        for step in range(_CALIBRATION):
+            if step == _CALIBRATION // 4:
+                begun = clock()
+            self._one(step, 10_000)
+        pace = (clock() - begun) / (_CALIBRATION - _CALIBRATION // 4)
+        _put(self.network, kept)
+        self.average = average
+        for turn in self.turns:
+            turn.reset()
+        return max(float(pace), 1e-6)
+
+    # on disk
+
+    def save(self) -> None:
+        """Write the checkpoint; a crash leaves the one before."""
+        state = {
+            "options": asdict(replace(self.options, device="auto")),
+            "at": [self.phase, self.step, self.steps, self.stale],
+            "network": self.network.state_dict(),
+            "turns": [turn.optimiser.state_dict() for turn in self.turns],
+            "average": self.average,
+            "best": None if self.best is None else [self.best[0], self.best[1]],
+            "history": self.history,
+        }
+        _replace(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+
+    def load(self) -> None:
+        """Stand where the checkpoint stood; start anew when there is none."""
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["options"] != asdict(replace(self.options, device="auto")):
+            raise UsageError("the checkpoint was made with other options", where=str(path))
+        self.phase, self.step, self.steps, self.stale = state["at"]
+        self.network.load_state_dict(state["network"])
+        self.average, self.history = state["average"], state["history"]
+        self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+        if self.phase < len(self.phases):
+            self.turns = [_Turn(self.network, o) for o in self.phases[self.phase].objectives]
+            for turn, saved in zip(self.turns, state["turns"], strict=True):
+                turn.optimiser.load_state_dict(saved)
+
+    def finish(self) -> Trained:
+        """Write network and curves; the checkpoint stays, so that a finished run resumes to itself."""
+        from safetensors.torch import save_file
+
+        self.network.eval().cpu()
+        tensors = {name: t.contiguous() for name, t in self.network.state_dict().items()}
+        _replace(self.folder / "network.safetensors", lambda path: save_file(tensors, path))
+        history = {"steps": self.history, "options": asdict(self.options)}
+        _replace(self.folder / "losses.json", lambda path: path.write_text(json.dumps(history, indent=1)))
+        _replace(self.folder / "losses.png", lambda path: plot_losses(self.history, path))
+        return Trained(self.network, history)
+
+
+class _Turn:
+    """An objective and its optimiser."""
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        self.network, self.objective = network, objective
+        self.modules = [network.get_submodule(path) for path in objective.trains]
+        self.parameters = list(_unique(self.modules))
+        self.reset()
+
+    def reset(self) -> None:
+        o = self.objective.optimiser
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+
+    def take(self, record: Record, noise: Record, step: int, steps: int, clip: float) -> float:
+        """One optimiser step; returns the mean loss."""
+        self.network.eval()
+        for module in self.modules:
+            module.train()
+        seen = record if self.objective.reads_data else {name: part for name, part in record.items() if name == "c"}
+        for group in self.optimiser.param_groups:
+            group["lr"] = _rate(self.objective.optimiser, step, steps)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.objective.loss(self.network, seen, noise, step / steps).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, clip)
+        self.optimiser.step()
+        return float(loss.detach())
+
+
+def _rate(optimiser: Optimiser, step: int, steps: int) -> float:
+    """Linear warm-up, then the schedule."""
+    share = step / max(steps, 1)
+    if share < optimiser.warmup:
+        return optimiser.lr * (share / optimiser.warmup + 1e-3)
+    if optimiser.schedule == "constant":
+        return optimiser.lr
+    left = (share - optimiser.warmup) / max(1e-9, 1 - optimiser.warmup)
+    return optimiser.lr * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * left)))
+
+
+def load_network(family: Family, config: Any, spec: Spec, folder: Path) -> nn.Module:
+    """The trained network of a candidate's folder; NotFound when training has not finished."""
+    from safetensors.torch import load_file
+
+    path = folder / "network.safetensors"
+    if not path.is_file():
+        raise NotFound("training has not finished", where=str(folder), remedy="go on with `genward train --resume`")
+    network = family.build(spec, config)
+    network.load_state_dict(load_file(path))
+    return network.eval()
+
+
+def plot_losses(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss curves as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name in ("loss", "held_out"):
+        points = [(i, h[name]) for i, h in enumerate(history) if name in h]
+        axes.plot([history[i]["step"] for i, _ in points], [value for _, value in points], label=name.replace("_", " "))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per field")
+    axes.legend()
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _split(
+    records: Mapping[str, NDArray[np.float32]], options: TrainOptions, device: torch.device
+) -> tuple[Record, Record]:
+    """(fit, held out) on the device."""
+    rows = len(records["x"])
+    if rows < 2:
+        raise DataError(f"{rows} records are nothing to learn from", remedy="give a larger table")
+    if not all(np.isfinite(part).all() for part in records.values()):
+        raise DataError("an encoded record is not finite", remedy="check the table against its schema")
+    order = np.random.default_rng([options.seed, 3]).permutation(rows)
+    cut = min(rows - 1, round(rows * options.held_out))
+    sides = (order[cut:], order[:cut])
+    fit, held = ({k: torch.from_numpy(v[side]).to(device) for k, v in records.items()} for side in sides)
+    return fit, held
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=wanted)
+        return torch.device(wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _unique(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
+    seen: set[int] = set()
+    for module in modules:
+        for parameter in module.parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+
+def _put(network: nn.Module, values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), values, strict=True):
+            parameter.copy_(value)
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    temporary.replace(path)
