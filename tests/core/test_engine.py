@@ -119,6 +119,38 @@ def test_each_slot_meets_its_cell(tiny: Make, tiny_schema: Any) -> None:
     assert len(page.rows) == 40 and (page.rows.codes == 1).all() and (page.rows.numbers[:, 0] > 0).all()
 
 
+def test_random_pages_of_served_rows_honour_their_predicates(tiny: Make, tiny_schema: Any) -> None:
+    _pages(tiny(2000, given=True), tiny_schema, 1_500)
+
+
+@pytest.mark.soak
+def test_a_million_random_pages_of_served_rows_honour_their_predicates(tiny: Make, tiny_schema: Any) -> None:
+    _pages(tiny(2000, given=True), tiny_schema, 1_000_000)
+
+
+CLAUSES = ((), ("phase=bcc",), ("phase!=fcc", "density>0"), ("density<=1.5",), ("hardness>=-1", "density!=0"))
+
+
+def _pages(engine: Engine, schema: Any, count: int) -> None:
+    """Pages of six tenants: none outside its predicate, none with a row twice, all equal to the whole table's rows."""
+    whole = engine.rows(np.arange(2000))
+    numbers, phase = whole.numbers, whole.codes[:, 0]
+    x, y = numbers.T
+    truth = [np.ones(2000, bool), phase == 1, (phase != 0) & (x > 0), x <= 1.5, (y >= -1) & ~np.isnan(x) & (x != 0)]
+    predicates = [Predicate.parse(c, schema) for c in CLAUSES]
+    walks = [[Walk(engine.table, bytes([t]) * 16, KEY, p.cells(engine.table)) for p in predicates] for t in range(6)]
+    draws = np.random.default_rng(3).integers(0, 2**31, (count, 4))
+    for tenant, which, start, n in draws.tolist():
+        which %= len(CLAUSES)
+        mask = predicates[which].mask
+        page = scan(
+            walks[tenant % 6][which], start, n % 25, engine.rows, lambda r, m=mask: m(r.numbers, r.codes, engine.codec)
+        )
+        slots = page.rows.slots
+        assert len(slots) == n % 25 and truth[which][slots].all() and len(set(slots.tolist())) == len(slots)
+        assert page.rows.numbers.tobytes() == numbers[slots].tobytes()
+
+
 def test_prewarming_fills_the_pool(tiny: Make) -> None:
     engine = tiny()
     assert (engine.prewarm(130), engine.cached(np.arange(128)), engine.cached(np.arange(129))) == (2, True, False)

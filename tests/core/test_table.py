@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -191,3 +194,9 @@ def test_orders_above_the_sorting_limit_need_no_array() -> None:
     found = walk.slots(10**9 - 5, 10)
     assert len(set(found.tolist())) == 10 and found.max() < 10**9
     assert tables.SORTED < 10**9
+
+
+def test_the_page_about_the_table_says_what_the_code_does() -> None:
+    page = Path(__file__).parents[2] / "docs" / "table.md"
+    found = doctest.testfile(str(page), module_relative=False)
+    assert found.attempted > 10 and found.failed == 0
