@@ -288,8 +288,8 @@ def _codes(array: pa.Array, column: Column) -> NDArray[np.int64]:
 
 def _numbers(values: NDArray[np.float64], column: Column) -> pa.Array:
     values = np.ascontiguousarray(values)
-    mask = np.isnan(values)
-    mask = mask if mask.any() else None
+    gaps = np.isnan(values)
+    mask = gaps if gaps.any() else None
     if column.kind == "numeric":
         return pa.array(values, mask=mask)
     whole = np.nan_to_num(values).astype(np.int64)

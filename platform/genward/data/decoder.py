@@ -6,14 +6,16 @@ asinh scale, in float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from genward.data.codec import TableCodec
+    from genward.data.schema import Column
     from genward.family import Field
 
 _POWERS = 22  # powers of ten up to here are exact in float64
@@ -21,6 +23,22 @@ _POWERS = 22  # powers of ten up to here are exact in float64
 
 class TableDecoder(nn.Module):
     """Encoded fields -> numbers (B, P) float64 with NaN for missing, codes (B, Q) int32 with -1 for missing."""
+
+    table: Tensor
+    offset: Tensor
+    reach: Tensor
+    stairs: Tensor
+    scale: Tensor
+    curved: Tensor
+    times: Tensor
+    step: Tensor
+    has_step: Tensor
+    digits: Tensor
+    has_digits: Tensor
+    powers: Tensor
+    low: Tensor
+    high: Tensor
+    nullable: Tensor
 
     def __init__(self, codec: TableCodec) -> None:
         super().__init__()
@@ -68,7 +86,7 @@ class TableDecoder(nn.Module):
 
     def _rounded(self, values: Tensor) -> Tensor:
         """To the column's step, or to its significant digits; exact decimals come out as their nearest float64."""
-        stepped = torch.round(values * self.times / self.step) / self.times * self.step
+        stepped = self._stepped(values)
         if not self.any_digits:
             return torch.where(self.has_step, stepped, values)
         size = torch.floor(torch.log10(torch.maximum(values.abs(), self.scale)))
@@ -77,6 +95,9 @@ class TableDecoder(nn.Module):
         digits = torch.round(values * up / down) / up * down
         return torch.where(self.has_digits, digits, torch.where(self.has_step, stepped, values))
 
+    def _stepped(self, values: Tensor) -> Tensor:
+        return torch.round(values * self.times / self.step) / self.times * self.step
+
     def _added_up(self, values: Tensor, index: int, group: list[int]) -> Tensor:
         """Scale a group to its total, round again, and give what is left to its largest part."""
         mine = getattr(self, f"group{index}")
@@ -84,14 +105,15 @@ class TableDecoder(nn.Module):
         total = torch.clamp(parts.sum(dim=1, keepdim=True), min=1e-12)
         wanted = self.totals[index]
         scaled = torch.where((total - wanted).abs() > self.tolerances[index], parts * (wanted / total), parts)
-        step = self.step[group]
-        scaled = torch.where(self.has_step[group], torch.round(scaled / step) * step, scaled)
+        times, step = self.times[group], self.step[group]
+        scaled = torch.where(self.has_step[group], torch.round(scaled * times / step) / times * step, scaled)
         rest = wanted - scaled.sum(dim=1, keepdim=True)
         rest = torch.where(rest.abs() > self.tolerances[index], rest, torch.zeros_like(rest))
         largest = scaled == scaled.max(dim=1, keepdim=True).values
         first = largest & (torch.cumsum(largest.long(), dim=1) == 1)
         scaled = scaled + torch.where(first, rest, torch.zeros_like(scaled))
-        return values + (scaled - parts) @ mine
+        added = values + (scaled - parts) @ mine
+        return torch.where(self.has_step, self._stepped(added), added)
 
     def _missing(self, fields: Tensor) -> Tensor:
         """(B, P) bool: where the {present, missing} choice says missing."""
@@ -123,7 +145,7 @@ class TableDecoder(nn.Module):
         self._keep("nullable", np.array([gap is not None for gap in gaps]), torch.bool)
         self.choices = [_choice(codec, name, *placed[name, "choice"]) for name in codec.code_columns]
 
-    def _grid(self, columns: list) -> None:  # type: ignore[type-arg]
+    def _grid(self, columns: list[Column]) -> None:
         steps = [c.grid if c.grid > 1e-200 else 1.0 for c in columns]
         times = [round(1 / s) if s < 1 and abs(round(1 / s) * s - 1) < 1e-9 else 1 for s in steps]
         self._keep("times", np.array(times))
@@ -145,7 +167,7 @@ class TableDecoder(nn.Module):
         self.totals = [group.total for group in sums]
         self.tolerances = [group.tolerance for group in sums]
 
-    def _keep(self, name: str, array: np.ndarray, dtype: torch.dtype = torch.float64) -> None:  # type: ignore[type-arg]
+    def _keep(self, name: str, array: NDArray[Any], dtype: torch.dtype = torch.float64) -> None:
         self.register_buffer(name, torch.as_tensor(array, dtype=dtype), persistent=False)
 
 

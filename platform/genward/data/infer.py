@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from genward.data.readers import as_numbers
 from genward.data.schema import LARGEST_STEPS, MOST_DIGITS, Column, Schema
@@ -74,7 +75,7 @@ def _numbers(name: str, array: pa.Array, nullable: bool) -> Column:
     return Column(name=name, kind="numeric", minimum=low, maximum=high, digits=MOST_DIGITS - 2, nullable=nullable)
 
 
-def _spread(values: np.ndarray) -> float:  # type: ignore[type-arg]
+def _spread(values: NDArray[np.float64]) -> float:
     """How far the bulk of a column reaches, as a ratio of sizes."""
     sizes = np.abs(values[values != 0])
     small, large = np.quantile(sizes, [0.05, 0.95])

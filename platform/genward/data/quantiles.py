@@ -64,7 +64,7 @@ class Quantiles:
         return np.linspace(-self.reach, self.reach, len(self.table))
 
     def encode(self, values: Floats, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
-        """Latents (n,) of values (n,); a value that several knots share gets its interval's middle, or a random place."""
+        """Latents (n,) of values (n,); what several knots share gets its interval's middle, or a random place."""
         scaled = _scaled(values, self.scale)
         first = np.searchsorted(self.knots, scaled, side="left")
         last = np.searchsorted(self.knots, scaled, side="right") - 1
@@ -99,7 +99,7 @@ class Quantiles:
 
     @cached_property
     def _rising(self) -> tuple[Floats, Floats]:
-        """Knots without repeats and their latents: of an atom the middle, but both ends where it meets its neighbours."""
+        """Knots without repeats and their latents; of an atom both ends, where it meets its neighbours."""
         keep = np.ones(len(self.knots), dtype=bool)
         same = np.diff(self.knots) <= 0
         keep[1:-1] = ~(same[:-1] & same[1:])
@@ -123,7 +123,7 @@ class Quantiles:
         share = 0.5 if rng is None else rng.random(len(low))
         middle = np.clip(below + share * (above - below), 1e-9, 1 - 1e-9)
         found = np.array([_NORMAL.inv_cdf(p) for p in middle])
-        return np.clip(found, low, high).astype(np.float32)
+        return np.asarray(np.clip(found, low, high), dtype=np.float32)
 
     def _require_precision(self, column: Column, values: Floats) -> None:
         """Refuse a grid that a value does not come back to."""

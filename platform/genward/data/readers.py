@@ -15,7 +15,7 @@ import pyarrow.parquet
 from genward.data.schema import Column, Schema
 from genward.errors import DataError, NotFound
 
-BLOCK = 8 << 20  # bytes of CSV read at once: what bounds the memory of a large file
+BLOCK = 2 << 20  # bytes of CSV read at once: what bounds the memory of a large file
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -108,9 +108,9 @@ def _header(path: Path) -> list[str]:
     """The column names of a CSV file; refuses empty files, other encodings and doubled names."""
     import csv
 
-    opened = gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             header = next(csv.reader(file), [])
             for _ in zip(range(50), file, strict=False):
                 pass  # a file in another encoding is caught here, with a word of help
