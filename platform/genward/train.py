@@ -7,10 +7,14 @@ comes down fully and resuming stays exact.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +67,28 @@ def train(
     run = Run(family, config, spec, records, folder, options)
     if resume:
         run.load()
-    try:
+    with _held_interrupt(run):
         run.go(progress)
-    except KeyboardInterrupt:
-        run.save()
-        raise Interrupted("training was stopped", where=str(folder), remedy="go on with --resume") from None
     return run.finish()
+
+
+@contextmanager
+def _held_interrupt(run: Run) -> Iterator[None]:
+    """Ctrl-C waits for the end of the step, so that what is saved is never half a step; a second one does not wait."""
+
+    def ask(number: int, frame: Any) -> None:
+        if run.asked_to_stop:
+            raise KeyboardInterrupt
+        run.asked_to_stop = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Run:
@@ -84,6 +104,9 @@ class Run:
         options: TrainOptions,
     ) -> None:
         self.options, self.folder = options, folder
+        self.subject = _digest(family.name, config, records)
+        self.asked_to_stop = False
+        folder.mkdir(parents=True, exist_ok=True)
         self.device = _device(options.device)
         torch.manual_seed(options.seed)
         self.network = family.build(spec, config).to(self.device)
@@ -127,6 +150,10 @@ class Run:
                 progress.update(self.step, note)
                 if self.stale > self.options.patience:
                     break
+            if self.asked_to_stop:
+                self.save()
+                remedy = "the same command with --resume goes on"
+                raise Interrupted(f"training was stopped at step {self.step}", where=str(self.folder), remedy=remedy)
             if time.monotonic() - saved > self.options.checkpoint_seconds:
                 self.save()
                 saved = time.monotonic()
@@ -138,7 +165,11 @@ class Run:
         for index, turn in enumerate(self.turns):
             for repeat in range(turn.objective.repeats):
                 key = (self.phase, step, index, repeat)
-                loss = turn.take(self._batch(*key), self._noise(turn.objective, self.options.batch, *key), step, steps, self.options.clip)  # fmt: skip
+                noise = self._noise(turn.objective, self.options.batch, *key)
+                loss = turn.take(self._batch(*key), noise, step, steps, self.options.clip)
+                if not math.isfinite(loss):
+                    where, remedy = f"{type(turn.objective).__name__}, step {step}", "lower the learning rate (lr)"
+                    raise DataError("the loss is not finite", where=where, remedy=remedy)
                 first = loss if index == 0 else first
         self._average(step)
         return first
@@ -151,8 +182,6 @@ class Run:
 
     def _evaluate(self, phase: Phase, loss: float) -> str:
         """The held-out loss of the moving average; remembers the best and how long ago it was."""
-        if not math.isfinite(loss):
-            raise DataError("the loss is not finite", where=f"step {self.step}", remedy="lower the learning rate (lr)")
         point = {"phase": self.phase, "step": self.step, "loss": loss}
         if phase.monitor is not None and len(self.held["x"]):
             held = self._held_out(phase.objectives[phase.monitor])
@@ -231,6 +260,7 @@ class Run:
         """Write the checkpoint; a crash leaves the one before."""
         state = {
             "options": asdict(replace(self.options, device="auto")),
+            "subject": self.subject,
             "at": [self.phase, self.step, self.steps, self.stale],
             "network": self.network.state_dict(),
             "turns": [turn.optimiser.state_dict() for turn in self.turns],
@@ -247,7 +277,11 @@ class Run:
             return
         state = torch.load(path, weights_only=True, map_location=self.device)
         if state["options"] != asdict(replace(self.options, device="auto")):
-            raise UsageError("the checkpoint was made with other options", where=str(path))
+            raise UsageError("the checkpoint was made with other options", where=str(path), remedy="train anew")
+        if state["subject"] != self.subject:
+            raise UsageError(
+                "the checkpoint is of another family, configuration or table", where=str(path), remedy="train anew"
+            )
         self.phase, self.step, self.steps, self.stale = state["at"]
         self.network.load_state_dict(state["network"])
         self.average, self.history = state["average"], state["history"]
@@ -353,6 +387,14 @@ def _split(
     sides = (order[cut:], order[:cut])
     fit, held = ({k: torch.from_numpy(v[side]).to(device) for k, v in records.items()} for side in sides)
     return fit, held
+
+
+def _digest(family: str, config: Any, records: Mapping[str, NDArray[np.float32]]) -> str:
+    """What a checkpoint belongs to: SHA-256 over family, configuration and records."""
+    digest = hashlib.sha256(f"{family} {config!r}".encode())
+    for name, part in sorted(records.items()):
+        digest.update(f" {name} {part.shape} ".encode() + np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def _device(wanted: str) -> torch.device:

@@ -1,0 +1,174 @@
+"""The training loop: what is kept, what is refused, and that stopping changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genward.contracts import Silent
+from genward.errors import DataError, Interrupted, NotFound, UsageError
+from genward.family import Family, Spec
+from genward.plugins import Plugins
+from genward.testing import small_codec, small_table
+from genward.train import TrainOptions, load_network, train
+
+Records = Callable[[int], dict[str, Any]]
+OPTIONS = TrainOptions(seed=5, steps=60, batch=16, held_out=0.2, checkpoint_seconds=0.0, device="cpu")
+
+
+class StopAt(Silent):
+    """Presses Ctrl-C when the loop reports for the n-th time."""
+
+    def __init__(self, reports: int) -> None:
+        self.left = reports
+
+    def update(self, done: float, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Killed(Exception):
+    """Stands for a crash that nobody handles."""
+
+
+class KillAt(StopAt):
+    def update(self, done: float, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("reports", [1, 7, 29, 31, 55])
+@pytest.mark.parametrize("how", [StopAt, KillAt])
+def test_stopped_and_resumed_ends_in_the_same_bytes(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path, how: Any, reports: int
+) -> None:
+    """In either phase, by Ctrl-C or by a crash, the moving average and the optimisers go on as if nothing had been."""
+    config, data = linear.Config(), records(100)
+    train(linear, config, linear_spec, data, tmp_path / "whole", OPTIONS, Silent())
+    with pytest.raises((Interrupted, Killed)):
+        train(linear, config, linear_spec, data, tmp_path / "cut", OPTIONS, how(reports))
+    assert (tmp_path / "cut" / "checkpoint.pt").exists() or reports == 1
+    assert not (tmp_path / "cut" / "network.safetensors").exists()
+    train(linear, config, linear_spec, data, tmp_path / "cut", OPTIONS, Silent(), resume=True)
+    bytes_ = [(tmp_path / side / "network.safetensors").read_bytes() for side in ("whole", "cut")]
+    assert bytes_[0] == bytes_[1]
+
+
+@pytest.mark.parametrize("name", ["vae", "diffusion"])
+def test_table_families_resume_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    family, codec = Plugins.load(["genward"]).family(name)(), small_codec()
+    config, data = family.Config(hidden=16), codec.encode(small_table())
+    options = replace(OPTIONS, steps=40)
+    train(family, config, codec.spec, data, tmp_path / "whole", options, Silent())
+    with pytest.raises(Interrupted, match="--resume"):
+        train(family, config, codec.spec, data, tmp_path / "cut", options, StopAt(13))
+    train(family, config, codec.spec, data, tmp_path / "cut", options, Silent(), resume=True)
+    bytes_ = [(tmp_path / side / "network.safetensors").read_bytes() for side in ("whole", "cut")]
+    assert bytes_[0] == bytes_[1]
+
+
+def test_a_budget_becomes_steps_that_a_resumed_run_keeps(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, steps=None, max_cpu_seconds=0.5)
+    with pytest.raises(Interrupted):
+        train(linear, linear.Config(), linear_spec, records(100), tmp_path, options, StopAt(3))
+    steps = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["at"][2]
+    trained = train(linear, linear.Config(), linear_spec, records(100), tmp_path, options, Silent(), resume=True)
+    assert trained.history["steps"][0]["step"] == max(1, steps // 40)
+
+
+def test_the_moving_average_is_what_is_kept(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path
+) -> None:
+    """With an average that forgets at once the last weights are kept; with a long one, others."""
+    options = replace(OPTIONS, held_out=0.0)
+    kept = []
+    for ema in (0.0, 0.999):
+        train(linear, linear.Config(), linear_spec, records(100), tmp_path, replace(options, ema=ema), Silent())
+        kept.append(load_network(linear, linear.Config(), linear_spec, tmp_path).state_dict()["first.weight"])
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(last["average"][0], kept[1]) or last["at"][1] < last["at"][2]
+
+
+def test_training_stops_when_held_out_records_gain_nothing(linear: Family, linear_spec: Spec, tmp_path: Path) -> None:
+    """Records of pure noise are learnt by heart only: the held-out loss turns, and the best weights are kept."""
+    data = {"x": np.zeros((50, 4), np.float32)}
+    options = replace(OPTIONS, steps=4000, patience=3, ema=0.0)
+    trained = train(linear, linear.Config(lr=0.05), linear_spec, data, tmp_path, options, Silent())
+    first = [point for point in trained.history["steps"] if point["phase"] == 0]
+    assert first[-1]["step"] <= 2000
+    assert trained.network.training is False
+
+
+def test_curves_are_on_disk(linear: Family, linear_spec: Spec, records: Records, tmp_path: Path) -> None:
+    train(linear, linear.Config(), linear_spec, records(100), tmp_path, OPTIONS, Silent())
+    points = json.loads((tmp_path / "losses.json").read_text())["steps"]
+    assert points[-1]["held_out"] < points[0]["held_out"]
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loss_that_is_not_finite_says_where(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"Fit, step \d+: the loss is not finite \(lower the learning rate"):
+        train(linear, linear.Config(lr=1e30), linear_spec, records(100), tmp_path, OPTIONS, Silent())
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_too_few_records_are_refused(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path, rows: int
+) -> None:
+    with pytest.raises(DataError, match=f"{rows} records are nothing to learn from"):
+        train(linear, linear.Config(), linear_spec, records(rows), tmp_path, OPTIONS, Silent())
+
+
+def test_two_records_are_enough(linear: Family, linear_spec: Spec, records: Records, tmp_path: Path) -> None:
+    train(linear, linear.Config(), linear_spec, records(2), tmp_path, OPTIONS, Silent())
+
+
+def test_a_record_that_is_not_finite_is_refused(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path
+) -> None:
+    data = records(50)
+    data["x"][7, 2] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        train(linear, linear.Config(), linear_spec, data, tmp_path, OPTIONS, Silent())
+
+
+@pytest.mark.parametrize("change", ["options", "records", "config"])
+def test_a_checkpoint_of_something_else_is_refused(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path, change: str
+) -> None:
+    with pytest.raises(Interrupted):
+        train(linear, linear.Config(), linear_spec, records(100), tmp_path, OPTIONS, StopAt(3))
+    options = replace(OPTIONS, seed=6) if change == "options" else OPTIONS
+    config = linear.Config(lr=0.01) if change == "config" else linear.Config()
+    data = records(99 if change == "records" else 100)
+    with pytest.raises(UsageError, match=r"another family|other options"):
+        train(linear, config, linear_spec, data, tmp_path, options, Silent(), resume=True)
+
+
+def test_a_network_that_is_not_there_says_how_to_go_on(linear: Family, linear_spec: Spec, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="training has not finished"):
+        load_network(linear, linear.Config(), linear_spec, tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="device 'cuda:99' cannot be used"):
+        options = replace(OPTIONS, device="cuda:99")
+        train(linear, linear.Config(), linear_spec, records(50), tmp_path, options, Silent())
