@@ -1,0 +1,282 @@
+"""Producers' side of the writer: join the one that runs, or start it, and append.
+
+`append` and `append_async` return an entry's index, and only after the entry is durable. When a connection breaks, the
+fate of what was on its way is unknown: `Unavailable`, and the caller refuses whatever it wanted recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genward_audit import protocol as p
+from genward_audit.errors import Unavailable
+
+START_SECONDS = 20.0  # a writer has so long to answer its first ping
+REPLY_SECONDS = 30.0
+
+
+def connect(log_dir: Path, run_dir: Path, key_file: Path, origin: str, **options: Any) -> AuditClient:
+    """A client of the log's writer, which is started when none answers.
+
+    Args:
+        log_dir: the log's public folder.
+        run_dir: where the socket is (0600) and the start lock.
+        key_file: Ed25519 key in PEM; only the writer reads it.
+        origin: the log's name.
+        options: of the writer: head, second, policy, period, every, linger.
+
+    Raises:
+        Unavailable: no writer can be started, with the reason it gave.
+    """
+    words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    given = [f"--log={log_dir}", f"--run={run_dir}", f"--key={key_file}", f"--origin={origin}", *words]
+    client = AuditClient(run_dir, given)
+    client.start()
+    return client
+
+
+class AuditClient:
+    """A client. Threads have a connection each; an event loop has one for all its tasks."""
+
+    def __init__(self, run_dir: Path, writer_arguments: Sequence[str]) -> None:
+        self._run, self._arguments = run_dir, list(writer_arguments)
+        self._local = threading.local()
+        self._pipes: dict[asyncio.AbstractEventLoop, _Pipe] = {}
+
+    # writing
+
+    def append(self, entry: bytes, *, stamp: bool = True) -> int:
+        """Append and wait; with `stamp` the writer puts the time into a v1 entry."""
+        return int.from_bytes(self._ask(p.STAMPED if stamp else p.APPEND, entry), "big")
+
+    async def append_async(self, entry: bytes, *, stamp: bool = True) -> int:
+        """As `append`, on the running event loop; many may be on their way at once."""
+        pipe = self._pipes.get(asyncio.get_running_loop()) or await self._pipe()
+        return int.from_bytes(await pipe.ask(p.STAMPED if stamp else p.APPEND, entry), "big")
+
+    # reading
+
+    def entry(self, index: int) -> bytes:
+        """An entry's bytes; NotFound."""
+        return self._ask(p.ENTRY, index.to_bytes(8, "big"))
+
+    def proof(self, index: int) -> bytes | None:
+        """The `.tlog-proof` of an entry; None until a checkpoint covers it."""
+        return self._ask(p.PROOF, index.to_bytes(8, "big")) or None
+
+    def find(self, request: str) -> list[int]:
+        """Indices of a request's entries, oldest first."""
+        found: list[int] = json.loads(self._ask(p.FIND, request.encode()))
+        return found
+
+    def checkpoint(self) -> bytes:
+        """The last signed checkpoint; NotFound before the first."""
+        return self._ask(p.CHECKPOINT)
+
+    def vkey(self) -> str:
+        """The log's verifier key."""
+        return self._ask(p.VKEY).decode()
+
+    def stats(self) -> dict[str, Any]:
+        """Size, published size, process id, and what is broken."""
+        found: dict[str, Any] = json.loads(self._ask(p.STATS))
+        return found
+
+    def close(self) -> None:
+        """Let go of this thread's connection and of those of event loops."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+        for loop, pipe in list(self._pipes.items()):
+            pipe.close()
+            self._pipes.pop(loop, None)
+
+    # the writer's process
+
+    def start(self) -> None:
+        """Make sure a writer answers; one client starts it, the others wait."""
+        if self._answers():
+            return
+        self._run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self._run / "audit.start.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._answers():
+                self._spawn()
+
+    def _answers(self) -> bool:
+        try:
+            with _Connection(self._run / p.SOCKET) as connection:
+                connection.ask(p.PING)
+            return True
+        except Unavailable:
+            return False
+
+    def _spawn(self) -> None:
+        log = self._run / "audit-writer.log"
+        with log.open("ab") as errors:
+            begin = errors.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "genward_audit.writer", *self._arguments],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            )  # fmt: skip
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and process.poll() is None:
+            if self._answers():
+                threading.Thread(target=process.wait, daemon=True).start()  # leave no zombie
+                return
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        said = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+        raise Unavailable(f"the log's writer did not start: {said[-1] if said else 'no word'}", where=str(self._run))
+
+    # connections
+
+    def _ask(self, kind: int, body: bytes = b"") -> bytes:
+        connection = getattr(self._local, "connection", None)
+        if connection is None or connection.owner != os.getpid():
+            connection = self._local.connection = self._connection()
+        try:
+            found: bytes = connection.ask(kind, body)
+            return found
+        except Unavailable:
+            if connection.broken:
+                self._local.connection = None
+            raise
+
+    def _connection(self) -> _Connection:
+        try:
+            return _Connection(self._run / p.SOCKET)
+        except Unavailable:
+            self.start()
+            return _Connection(self._run / p.SOCKET)
+
+    async def _pipe(self) -> _Pipe:
+        loop = asyncio.get_running_loop()
+        for gone in [other for other in self._pipes if other.is_closed()]:
+            del self._pipes[gone]
+        path = str(self._run / p.SOCKET)
+        try:
+            _, pipe = await loop.create_unix_connection(lambda: _Pipe(self._forget), path)
+        except OSError:
+            await asyncio.to_thread(self.start)
+            try:
+                _, pipe = await loop.create_unix_connection(lambda: _Pipe(self._forget), path)
+            except OSError as error:
+                raise Unavailable(f"the log's writer does not answer: {error.strerror}", where=path) from None
+        return self._pipes.setdefault(loop, pipe)
+
+    def _forget(self, pipe: _Pipe) -> None:
+        for loop in [loop for loop, other in self._pipes.items() if other is pipe]:
+            del self._pipes[loop]
+
+
+class _Connection:
+    """A blocking connection, for one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.owner, self.broken = os.getpid(), False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(REPLY_SECONDS)
+        self._parser, self._number = p.Parser(), 0
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise Unavailable(f"the log's writer does not answer: {error.strerror}", where=str(path)) from None
+
+    def ask(self, kind: int, body: bytes = b"") -> bytes:
+        self._number += 1
+        try:
+            self._socket.sendall(p.pack(kind, self._number, body))
+            while True:
+                data = self._socket.recv(1 << 16)
+                if not data:
+                    raise ConnectionError("the writer has gone")
+                for status, number, reply in self._parser.feed(data):
+                    if number == self._number:
+                        return _result(status, reply)
+        except OSError as error:
+            self.close()
+            self.broken = True
+            raise Unavailable(f"the log's writer broke off, what was sent may or may not be kept: {error}") from None
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Pipe(asyncio.Protocol):
+    """A connection of an event loop; what one turn of the loop sends leaves in one write."""
+
+    def __init__(self, forget: Any) -> None:
+        self._forget, self._parser = forget, p.Parser()
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._forget(self)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Unavailable("the log's writer broke off, what was sent may or may not be kept"))
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        for status, number, reply in self._parser.feed(data):
+            future = self._waiting.pop(number, None)
+            if future is None or future.done():
+                continue
+            if status == p.OK:
+                future.set_result(reply)
+            else:
+                future.set_exception(p.read_error(reply))
+
+    async def ask(self, kind: int, body: bytes) -> bytes:
+        if self._transport is None:
+            raise Unavailable("the log's writer has gone")
+        loop = asyncio.get_running_loop()
+        number = next(self._numbers)
+        future = self._waiting[number] = loop.create_future()
+        if not self._out:
+            loop.call_soon(self._flush)
+        self._out.append(p.pack(kind, number, body))
+        return await future
+
+    def _flush(self) -> None:
+        data, self._out = b"".join(self._out), []
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _result(status: int, reply: bytes) -> bytes:
+    if status == p.OK:
+        return reply
+    raise p.read_error(reply)
