@@ -248,7 +248,7 @@ class Program:
 
 
 def choose_block(graph: bytes, meta: Mapping[str, Any], candidates: int = 1, budget: float = LATENCY) -> int:
-    """Block size by measured cost: the smallest within a quarter of the cheapest rows that keeps a block quick."""
+    """Block size by measured cost: the smallest within a tenth of the cheapest rows that keeps a block quick."""
     program = Program(graph, meta)
     costs = {}
     for size in BLOCKS:
@@ -258,7 +258,7 @@ def choose_block(graph: bytes, meta: Mapping[str, Any], candidates: int = 1, bud
             del costs[size]
             break
     best = min(seconds / size for size, seconds in costs.items())
-    return min(size for size, seconds in costs.items() if seconds / size <= 1.25 * best)
+    return min(size for size, seconds in costs.items() if seconds / size <= 1.1 * best)
 
 
 def _seconds(program: Program, meta: Mapping[str, Any], size: int) -> float:

@@ -261,7 +261,7 @@ def _both(
     return join[0], join[1]
 
 
-def _numbers(ours: _Array, theirs: _Array, grids: _Array) -> tuple[_Array, float]:
+def _numbers(ours: _Array, theirs: _Array, grids: _Array, least: float = 1e-12) -> tuple[_Array, float]:
     """Differences in units of max(column's scale, value), and the share of flips among all values; gaps are left out.
 
     A heavy tail's value is judged against itself: float32 holds seven digits of it, not of its column's scale.
@@ -307,7 +307,7 @@ class _OneStep(nn.Module):
 
 
 def _step(exported: Exported, rows: int) -> float:
-    """The largest difference of one step, in units of max(column's scale, value)."""
+    """The largest difference of one step, in units of max(1, value): encoded fields have unit scale by contract."""
     served, step = exported.module, exported.graph.step
     if not isinstance(served, _Served) or step is None:
         raise CheckFailed("this graph has no single step", where="parity")
@@ -316,7 +316,7 @@ def _step(exported: Exported, rows: int) -> float:
     names = served.names[: len(examples)]
     data = to_onnx(module, examples, names, ["encoded"])
     ours, theirs = _both(data, module, names, ["encoded"], rows)
-    differences, _ = _numbers(ours[0], theirs[0], np.full(theirs[0].shape, np.nan))
+    differences, _ = _numbers(ours[0], theirs[0], np.full(theirs[0].shape, np.nan), least=1.0)
     return float(differences.max(initial=0.0))
 
 

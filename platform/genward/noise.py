@@ -76,20 +76,31 @@ def uniform(
 
 def normal(key: bytes, rows: NDArray[Any], noise: int, shape: Sequence[int] = (), step: int = 0) -> NDArray[np.float32]:
     """Standard normal, shape (n, *shape): the quantile of the uniform, so |value| < 5.5."""
-    drawn = uniform(key, rows, noise, (prod(shape),), step).reshape(-1)
+    drawn = uniform(key, rows, noise, (prod(shape),), step)
+    return _normals(drawn.reshape(-1)).reshape(len(rows), *shape)
+
+
+def _normals(drawn: NDArray[np.float32]) -> NDArray[np.float32]:
     out = np.empty(drawn.shape, dtype=np.float32)
     for start in range(0, len(drawn), _CHUNK):
         part = slice(start, start + _CHUNK)
         out[part] = normal_quantile(drawn[part])
-    return out.reshape(len(rows), *shape)
+    return out
 
 
 def draw(
     specs: Sequence[NoiseSpec], key: bytes, rows: NDArray[Any], step: int = 0, first: int = 0
 ) -> dict[str, NDArray[np.float32]]:
     """The noise inputs of a graph by name; the i-th has noise number `first` + i."""
-    laws = {"normal": normal, "uniform": uniform}
-    return {spec.name: laws[spec.law](key, rows, first + i, spec.shape, step) for i, spec in enumerate(specs)}
+    numbered = list(enumerate(specs, first))
+    drawn = {spec.name: uniform(key, rows, i, spec.shape, step) for i, spec in numbered}
+    normals = [spec.name for spec in specs if spec.law == "normal"]
+    if normals:  # all together: a call of the quantile costs as much as 5,000 values
+        flat = _normals(np.concatenate([drawn[name].reshape(-1) for name in normals]))
+        ends = np.cumsum([drawn[name].size for name in normals])[:-1]
+        parts = zip(normals, np.split(flat, ends), strict=True)
+        drawn |= {name: part.reshape(drawn[name].shape) for name, part in parts}
+    return drawn
 
 
 def normal_quantile(p: NDArray[Any]) -> _Floats:
