@@ -41,7 +41,7 @@ class TrainOptions:
     steps: int | None = None
     max_minutes: float | None = None
     max_cpu_seconds: float | None = None
-    batch: int = 512
+    batch: int = 256
     held_out: float = 0.05  # of the training records, for early stopping
     patience: int = 12  # evaluations without a better held-out loss
     ema: float = 0.999

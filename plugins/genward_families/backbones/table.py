@@ -29,7 +29,8 @@ class Block(nn.Module):
         h = self.up(self.norm(x))
         if self.shift is not None and context is not None:
             h = h + self.shift(context)
-        return x + self.down(nn.functional.silu(h))
+        found: Tensor = x + self.down(nn.functional.silu(h))
+        return found
 
 
 class Tower(nn.Module):
@@ -46,14 +47,15 @@ class Tower(nn.Module):
         h = self.first(x)
         for block in self.blocks:
             h = block(h, context)
-        return self.last(nn.functional.silu(self.norm(h)))
+        found: Tensor = self.last(nn.functional.silu(self.norm(h)))
+        return found
 
 
 class Layout(nn.Module):
     """Where the fields of a record lie.
 
-    `numbers` are positions of number fields; `gaps[i]` is the position that says number i is missing, -1 if it never is;
-    `choices` are (start, width) of the one-hots.
+    `numbers` are positions of number fields; `gaps[i]` is the position that says number i is missing, -1 if it never
+    is; `choices` are (start, width) of the one-hots.
     """
 
     def __init__(self, spec: Spec) -> None:

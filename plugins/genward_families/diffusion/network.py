@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,9 @@ class Sampler(nn.Module):
         return self.denoiser.uncentred(x)
 
     def _looped(self, start: Tensor, e: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        from torch._higher_order_ops.while_loop import while_loop
+        from torch._higher_order_ops import while_loop as looped
+
+        while_loop: Any = looped
 
         def going(i: Tensor, x: Tensor, before: Tensor) -> Tensor:
             return i < self.steps

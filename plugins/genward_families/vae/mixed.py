@@ -25,9 +25,9 @@ class VAEConfig(FamilyConfig):
     """Settings of the autoencoder."""
 
     latent: int = Field(16, ge=1, le=512, description="latent dimensions")
-    hidden: int = Field(192, ge=8, le=4096, description="width of encoder and decoder")
+    hidden: int = Field(128, ge=8, le=4096, description="width of encoder and decoder")
     blocks: int = Field(2, ge=1, le=32, description="residual blocks of each")
-    couplings: int = Field(4, ge=0, le=32, description="affine couplings of the prior; 0 is a standard normal")
+    couplings: int = Field(2, ge=0, le=32, description="affine couplings of the prior; 0 is a standard normal")
     beta: float = Field(1.0, gt=0, le=100, description="weight of the divergence from the prior")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the training in which beta rises from 0")
     lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
