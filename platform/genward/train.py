@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,8 @@ from genward.family import Family, Objective, Optimiser, Phase, Record, Spec, Tr
 
 STEPS = 20_000  # when neither steps nor a budget is given
 _EVALUATIONS = 40  # of the held-out loss, over a phase
-_CALIBRATION = 40  # steps on a throw-away copy
+_CALIBRATION = 100  # steps at most, on a throw-away copy
+_KEPT = 0.92  # share of a budget that steps may take; calibration, evaluations and checkpoints take the rest
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Run:
         folder: Path,
         options: TrainOptions,
     ) -> None:
+        if spec.width == 0:
+            raise DataError("no column is left to generate", remedy="condition on fewer columns")
         self.options, self.folder = options, folder
         self.subject = _digest(family.name, config, records)
         self.asked_to_stop = False
@@ -152,6 +155,7 @@ class Run:
                     break
             if self.asked_to_stop:
                 self.save()
+                progress.finish("stopped")
                 remedy = "the same command with --resume goes on"
                 raise Interrupted(f"training was stopped at step {self.step}", where=str(self.folder), remedy=remedy)
             if time.monotonic() - saved > self.options.checkpoint_seconds:
@@ -235,19 +239,19 @@ class Run:
             return max(1, round(self.options.steps * share))
         budgets = [(time.process_time, self.options.max_cpu_seconds)]
         budgets.append((time.monotonic, None if self.options.max_minutes is None else 60 * self.options.max_minutes))
-        counts = [int(b * share / self._pace(clock)) for clock, b in budgets if b is not None]
+        counts = [int(_KEPT * b * share / self._pace(clock, b * share)) for clock, b in budgets if b is not None]
         return max(1, min(counts, default=round(STEPS * share)))
 
-    def _pace(self, clock: Any) -> float:
-        """Seconds a step takes by a clock, measured on a copy; what it costs is part of the budget, and small."""
+    def _pace(self, clock: Callable[[], float], budget: float) -> float:
+        """Seconds a step takes by a clock, measured on a copy; the first steps are not typical and do not count."""
         kept = [p.detach().clone() for p in self.network.parameters()]
         average = [p.clone() for p in self.average]
-        begun = clock()
-        for step in range(_CALIBRATION):
-            if step == _CALIBRATION // 4:
-                begun = clock()
-            self._one(step, 10_000)
-        pace = (clock() - begun) / (_CALIBRATION - _CALIBRATION // 4)
+        ends = [clock()]
+        while len(ends) <= 3 or (len(ends) <= _CALIBRATION and ends[-1] - ends[0] < 0.03 * budget):
+            self._one(len(ends) - 1, 10_000)
+            ends.append(clock())
+        skip = len(ends) // 5
+        pace = (ends[-1] - ends[skip]) / (len(ends) - 1 - skip)
         _put(self.network, kept)
         self.average = average
         for turn in self.turns:

@@ -33,7 +33,7 @@ class Fit(Objective):
 
     def __init__(self, layer: str, lr: float) -> None:
         self.trains = (layer,)
-        self.optimiser = Optimiser(lr=lr)
+        self.optimiser = Optimiser(lr=lr, schedule="constant")
 
     def loss(self, network: nn.Module, record: Record, noise: Record, progress: float) -> Tensor:
         layer = network.get_submodule(self.trains[0])
