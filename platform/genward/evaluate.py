@@ -251,7 +251,8 @@ def plots(synthetic: pa.Table, real: pa.Table, schema: Schema, path: Path) -> No
 def _marginal(axes: Any, name: str, number: bool, real: Floats, made: Floats) -> None:
     """Histograms on shared edges; quantiles of the real values set them, so that heavy tails stay readable."""
     gaps = "/".join(f"{100 * float(np.isnan(side).mean()):.0f}" for side in (real, made))
-    axes.set_title(f"{name} (gaps {gaps} %)", fontsize=8)
+    plain = name.replace("$", r"\$")  # a dollar would begin a formula, and a lone one fails
+    axes.set_title(f"{plain}\n(gaps {gaps} %)", fontsize=7)
     axes.tick_params(labelsize=6)
     there = real[~np.isnan(real)]
     if not len(there):
