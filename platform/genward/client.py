@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import urllib.error
@@ -9,9 +10,13 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from genward import errors
+
+if TYPE_CHECKING:
+    from genward.api import Platform
+    from genward.request import Ask, Pipeline
 
 MEDIA = {
     "json": "application/json",
@@ -38,7 +43,9 @@ class Answer:
     def summary(self) -> str:
         """One line for people: rows, yield, model, audit index."""
         names = ("genward-rows", "genward-yield", "genward-exhausted", "genward-model", "genward-audit-index")
-        return "  ".join(f"{name.removeprefix('genward-')}={self.headers[name]}" for name in names if name in self.headers)
+        return "  ".join(
+            f"{name.removeprefix('genward-')}={self.headers[name]}" for name in names if name in self.headers
+        )
 
     def receipt(self) -> bytes:
         """The receipt with what was asked beside it, so that the response can be verified and replayed."""
@@ -117,6 +124,44 @@ class HttpClient:
             raise _problem(error) from None
         except OSError as error:
             raise errors.Unavailable(f"the server does not answer: {error}", where=self._url) from None
+
+
+class LocalClient:
+    """A client in this process: the same pipeline and the same log as a server on this state folder."""
+
+    def __init__(self, platform: Platform, key: str) -> None:
+        self._platform, self._key = platform, key
+
+    def generate(
+        self, model: str, *, n: int, where: Sequence[str] = (), start: int | None = None, format: str = "json"
+    ) -> Answer:
+        from genward.request import Ask
+
+        ask = Ask(self._key, model, n, tuple(where), start, _media(format))
+        body, headers = asyncio.run(_collected(self._platform.pipeline, ask))
+        return Answer(body, headers, {"model": model, **asked(n, where, start)}, self)
+
+    def receipt(self, request: str, wait: float = 10.0) -> Mapping[str, Any]:
+        """The receipt of a request; waits until a checkpoint covers it."""
+        from genward import receipt
+
+        principal = self._platform.registry.authenticate(self._key)
+        until = time.monotonic() + wait
+        while True:
+            platform = self._platform
+            found = receipt.make(platform.audit, platform.keys, request, principal, platform.audit.vkey())
+            if found is not None:
+                return found
+            if time.monotonic() > until:
+                raise errors.Unavailable("no checkpoint covers the entry yet", where=request, remedy="ask again")
+            time.sleep(0.05)
+
+
+async def _collected(pipeline: Pipeline, ask: Ask) -> tuple[bytes, Mapping[str, str]]:
+    response = await pipeline.generate(ask)
+    if response.pieces is None:
+        return response.body, response.headers
+    return b"".join([piece async for piece in response.pieces]), response.headers
 
 
 _BY_STATUS: Mapping[int, type[errors.GenwardError]] = {

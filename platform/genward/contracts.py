@@ -154,6 +154,9 @@ class AuditSink(Protocol):
     def find(self, request: str) -> Sequence[int]:
         """Indices of the entries of a request, oldest first."""
 
+    def vkey(self) -> str:
+        """The log's verifier key, to be handed to whoever checks receipts."""
+
     def close(self) -> None: ...
 
 

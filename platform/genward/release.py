@@ -7,18 +7,19 @@ audit entry is durable, and only then does the registry show it.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genward.contracts import Evidence, Progress
+from genward import attest
+from genward.contracts import Evidence, KeyProvider, Progress
 from genward.errors import CheckFailed
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from genward.candidate import Candidate
     from genward.data.dataset import Dataset
     from genward.engine import Engine
@@ -102,9 +103,7 @@ def _engine(candidate: Candidate, exported: Exported, table: Table) -> Engine:
     return Engine(exported.data, candidate.codec, open_table, exported.meta, pool_key=PUBLIC_KEY)
 
 
-def _with_samples(
-    candidate: Candidate, dataset: Dataset, engine: Engine, plan: Plan, progress: Progress
-) -> Candidate:
+def _with_samples(candidate: Candidate, dataset: Dataset, engine: Engine, plan: Plan, progress: Progress) -> Candidate:
     """The candidate with its train, held-out and generated rows beside it."""
     import pyarrow as pa
 
@@ -125,3 +124,80 @@ def _quality(candidate: Candidate, dataset: Dataset, progress: Progress) -> Sequ
 
     recipe = candidate.recipe
     return evaluate(candidate.train, candidate.test, candidate.synthetic, dataset.schema, recipe.target, progress)
+
+
+# What goes into the bundle
+
+
+def bundle_parts(
+    built: Built, plan: Plan, dataset: Dataset, owner: Any, policy: str, keys: KeyProvider
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """(payload files, manifest without `format` and `files`) of a bundle."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    about = _about(built, plan, dataset, created)
+    files = {"generator.onnx": built.exported.data, "codec.json": built.candidate.codec.to_json()}
+    files["evidence.json"] = attest.evidence_json(built.evidence)
+    files["card.json"] = json.dumps(attest.card(about, built.evidence), indent=2, sort_keys=True).encode()
+    files["bom.cdx.json"] = json.dumps(attest.bom(about, files, built.evidence), indent=2, sort_keys=True).encode()
+    files["provenance.jsonl"] = attest.provenance(_steps(built, dataset, files), keys)
+    return files, _manifest(built, plan, dataset, owner, policy, created)
+
+
+def _about(built: Built, plan: Plan, dataset: Dataset, created: str) -> attest.About:
+    candidate = built.candidate
+    source = attest.Source(dataset.name, dataset.digest.removeprefix("sha256:"), rounded(dataset.rows))
+    return attest.About(
+        name=plan.name,
+        family=candidate.family.name,
+        reference=candidate.family.reference,
+        created=created,
+        dataset=source,
+        config=candidate.config.model_dump(mode="json"),
+        outputs=dataset.schema.names,
+        conditions=candidate.recipe.conditions,
+    )
+
+
+def _manifest(built: Built, plan: Plan, dataset: Dataset, owner: Any, policy: str, created: str) -> dict[str, Any]:
+    candidate = built.candidate
+    family = {"name": candidate.family.name, "config": candidate.config.model_dump(mode="json")}
+    return {
+        "name": plan.name,
+        "family": {**family, "distribution": owner.distribution, "version": owner.version},
+        "codec": "codec.json",
+        "dataset": {"digest": dataset.digest, "rows": rounded(dataset.rows), "name": dataset.name},
+        "graphs": {"sample": {"file": "generator.onnx", **built.exported.meta}},
+        "table": built.table.to_json(),
+        "golden": list(built.golden),
+        "runtime": {**built.runtime, "opset": built.exported.meta["opset"]},
+        "policy": policy,
+        "created": created,
+        "parent": plan.parent,
+    }
+
+
+def _steps(built: Built, dataset: Dataset, files: Mapping[str, bytes]) -> list[attest.Step]:
+    """data -> train -> export -> evaluate -> seal, each naming what the one before made."""
+    network = _sha256((built.candidate.folder / "network.safetensors").read_bytes())
+    graph, evidence = _sha256(files["generator.onnx"]), _sha256(files["evidence.json"])
+    recipe = asdict(built.candidate.recipe) | {"conditions": list(built.candidate.recipe.conditions)}
+    data = dataset.digest.removeprefix("sha256:")
+    return [
+        attest.Step("data", data, {"schema": dataset.schema.digest}),
+        attest.Step("train", network, {"data": data}, recipe),
+        attest.Step("export", graph, {"network": network}),
+        attest.Step("evaluate", evidence, {"graph": graph}),
+        attest.Step("seal", attest.payload_digest(files), {"evidence": evidence}),
+    ]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def rounded(rows: int) -> int:
+    """Two significant digits: an exact count can tell whether one record was in."""
+    if rows < 100:
+        return rows
+    unit = 10 ** (len(str(rows)) - 2)
+    return int(round(rows / unit) * unit)

@@ -1,0 +1,441 @@
+"""The platform on one state folder: every verb of the command line, for programs.
+
+platform, key = Platform.init(Path("STATE"), tenant="acme", single_operator=True)
+dataset = platform.add_dataset(Path("alloys.csv"), schema=Path("alloys.yaml"))
+candidate = platform.train(dataset.name, family="diffusion", max_minutes=2)
+released = platform.release(candidate.id, "alloys", alias="production", grant=["acme"])
+answer = platform.client(platform.create_key("acme", ["consumer"])).generate("alloys@production", n=5)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import entry_points, version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genward import receipt as receipts
+from genward import record
+from genward.contracts import AuditSink, Finding, Progress, ReleaseInfo, Silent
+from genward.errors import CheckFailed, NotFound, PluginError
+
+if TYPE_CHECKING:
+    from genward.candidate import Candidate
+    from genward.client import Client
+    from genward.data.dataset import Dataset
+    from genward.keys import LocalKeys
+    from genward.plugins import Plugins
+    from genward.policy import PolicyContext, PolicyDocument
+    from genward.policyset import PolicySet
+    from genward.registry import Registry
+    from genward.request import Pipeline
+    from genward.state import State
+
+_log = logging.getLogger("genward")
+_OPERATOR = "operator"  # the actor of acts on local state, where no key was named
+
+
+@dataclass(frozen=True)
+class Released:
+    """A release as it was registered."""
+
+    reference: str
+    digest: str
+    audit_index: int
+
+
+class Platform:
+    """An open state folder. What costs something is opened when it is first used."""
+
+    def __init__(self, state: State, passphrase: str | None = None) -> None:
+        self.state = state
+        self._passphrase = passphrase
+
+    @classmethod
+    def init(
+        cls, folder: Path, *, tenant: str = "default", passphrase: str | None = None, single_operator: bool = False
+    ) -> tuple[Platform, str]:
+        """Make a state folder; returns the platform and an administrator's key, shown this once.
+
+        Keys, registry, log, one tenant, the shipped policy active. Conflict when the folder is not empty.
+        """
+        from genward.keys import LocalKeys
+        from genward.state import State
+
+        text = "unsafe_single_operator: true\n" if single_operator else ""
+        state = State.init(folder, text)
+        LocalKeys.create(state.keys_dir, passphrase)
+        platform = cls(state, passphrase)
+        platform.record("state.init", version=version("genward"))
+        platform.add_tenant(tenant)
+        key = platform.create_key(tenant, ["administrator", "publisher", "auditor"], label="first administrator")
+        platform._ship_policy()
+        return platform, key
+
+    @classmethod
+    def open(cls, folder: Path, passphrase: str | None = None) -> Platform:
+        """Open a state folder; NotFound says how to make one."""
+        from genward.state import State
+
+        return cls(State.open(folder), passphrase)
+
+    # parts
+
+    @cached_property
+    def keys(self) -> LocalKeys:
+        from genward.keys import LocalKeys
+
+        return LocalKeys(self.state.keys_dir, self._passphrase)
+
+    @cached_property
+    def registry(self) -> Registry:
+        from genward.registry import Registry
+
+        return Registry(self.state.database_url, self.keys.pepper)
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        from genward.plugins import Plugins
+
+        return Plugins.load(self.state.config.plugins)
+
+    @cached_property
+    def audit(self) -> AuditSink:
+        """The log, opened by whoever is installed to open it (entry point `tlog` of the group `genward.audit`)."""
+        for point in entry_points(group="genward.audit", name="tlog"):
+            opener: Callable[[State, str | None], AuditSink] = point.load()
+            return opener(self.state, self._passphrase)
+        raise PluginError("no audit log is installed", remedy="install genward whole")
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The request pipeline on this state, for this process."""
+        from genward.counters import Counters
+        from genward.request import Limits, Pipeline
+        from genward.served import Shelf
+
+        server = self.state.config.server
+        limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
+        shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
+        counters = Counters(self.state.counters_url)
+        return Pipeline(self.registry, shelf, self.audit, self.keys, counters, self._policy_set, limits)
+
+    def policies(self) -> PolicySet:
+        """The active policies."""
+        return self._policy_set(*self.registry.active_policy())
+
+    def _policy_set(self, digest: str, text: str) -> PolicySet:
+        return self.plugins.policy_set(self._document(text, digest), self._context)
+
+    def _document(self, text: str, where: str) -> PolicyDocument:
+        from genward.policy import PolicyDocument
+
+        return PolicyDocument.load(text, self.plugins.policies, where)
+
+    @cached_property
+    def _context(self) -> PolicyContext:
+        from genward.policy import PolicyContext
+
+        return PolicyContext(self.state.counters_url, self.keys, self.state.folder)
+
+    def client(self, key: str) -> Client:
+        """A client in this process, with an API key: the same pipeline as over HTTP."""
+        from genward.client import LocalClient
+
+        return LocalClient(self, key)
+
+    def close(self) -> None:
+        """Let go of databases and of the log."""
+        for name in ("pipeline", "registry", "audit"):
+            part = self.__dict__.pop(name, None)
+            if name == "pipeline" and part is not None:
+                part.counters.close()
+            elif part is not None:
+                part.close()
+
+    def record(self, verb: str, actor: str = "", tenant: str = "", **detail: Any) -> int:
+        """Write an act to the log; it is durable on return."""
+        return self.audit.append(record.act(verb, actor or _OPERATOR, tenant, **detail))
+
+    # tenants and keys
+
+    def add_tenant(self, name: str) -> None:
+        """Add a tenant."""
+        self.registry.add_tenant(name)
+        self.record("tenant.add", tenant=name)
+
+    def create_key(self, tenant: str, roles: Sequence[str], *, days: float | None = None, label: str = "") -> str:
+        """Make an API key and return it, this once."""
+        expires = None if days is None else time.time() + 86_400 * days
+        prefix, key = self.registry.create_key(tenant, roles, expires=expires, label=label)
+        self.record("key.create", tenant=tenant, key=prefix, roles=sorted(roles))
+        return key
+
+    def keys_of(self, tenant: str | None = None) -> list[dict[str, Any]]:
+        """Keys without their secrets; times in UTC."""
+        return [_dated(row, "created", "expires", "revoked") for row in self.registry.keys(tenant)]
+
+    def revoke_key(self, prefix: str) -> None:
+        """Revoke a key; servers refuse it from their next request on."""
+        self.registry.revoke_key(prefix)
+        self.record("key.revoke", key=prefix)
+
+    # data sets and candidates
+
+    def add_dataset(
+        self, source: Path, *, schema: Path | None = None, name: str | None = None, parents: Sequence[str] = ()
+    ) -> Dataset:
+        """Check a table against its schema and keep it under its digest."""
+        from genward.data.dataset import ingest
+        from genward.data.schema import Schema
+
+        used = None if schema is None else Schema.from_yaml(_text(schema), str(schema))
+        known = [self.registry.dataset(parent)["digest"] for parent in parents]
+        found = ingest(Path(source), used, self.state.datasets_dir, name, known)
+        self.registry.add_dataset(found.digest, found.name, found.rows, known)
+        self.record("dataset.add", dataset=found.digest, schema=found.schema.digest)
+        return found
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set by name or digest."""
+        from genward.data.dataset import Dataset
+
+        digest = self.registry.dataset(name)["digest"]
+        return Dataset.open(self.state.datasets_dir / digest.removeprefix("sha256:"))
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """All data sets."""
+        names = ("name", "rows", "digest", "parents", "created")
+        return [_dated({name: row[name] for name in names}, "created") for row in self.registry.datasets()]
+
+    def train(
+        self, dataset: str, *, family: str = "diffusion", progress: Progress | None = None, **given: Any
+    ) -> Candidate:
+        """Train a candidate; see `genward.training.start` for what may be given."""
+        from genward import training
+
+        return training.start(self, dataset, family, progress or Silent(), **given)
+
+    def resume(self, candidate: str, progress: Progress | None = None) -> Candidate:
+        """Go on with an interrupted candidate."""
+        from genward import training
+
+        return training.resume(self, candidate, progress or Silent())
+
+    def candidate(self, name: str) -> Candidate:
+        """A candidate by its id."""
+        from genward.candidate import Candidate
+
+        return Candidate.open(self.state.candidates_dir / Path(name).name, self.plugins)
+
+    def candidates(self) -> list[dict[str, Any]]:
+        """Candidates, oldest first."""
+        from genward.training import listed
+
+        return listed(self)
+
+    # releases
+
+    def release(
+        self,
+        candidate: str,
+        name: str,
+        *,
+        slots: int | None = 100_000,
+        cells: Mapping[str, Sequence[float] | None] | None = None,
+        alias: str | None = None,
+        grant: Sequence[str] = (),
+        evaluate_rows: int = 20_000,
+        actor: str = "",
+        progress: Progress | None = None,
+    ) -> Released:
+        """Export, measure, gate, seal, sign and register a candidate as the next version of a model."""
+        from genward.release import Plan
+        from genward.releasing import release
+
+        plan = Plan(name, slots, cells, evaluate_rows)
+        return release(self, self.candidate(candidate), plan, alias, grant, actor, progress or Silent())
+
+    def bundle_folder(self, reference: str) -> Path:
+        """Where a release's bundle lies."""
+        from genward.served import bundle_folder
+
+        return bundle_folder(self.state.bundles_dir, self.registry.resolve(reference, retired=True).digest)
+
+    def releases(self) -> list[dict[str, Any]]:
+        """All releases."""
+        names = ("name", "version", "stage", "aliases", "tenants", "digest", "created")
+        return [_dated({name: row[name] for name in names}, "created") for row in self.registry.releases()]
+
+    def card(self, reference: str) -> dict[str, Any]:
+        """A release's card, from its verified bundle."""
+        import json
+
+        found: dict[str, Any] = json.loads(self._bundle(reference).files["card.json"])
+        return found
+
+    def card_text(self, reference: str) -> str:
+        """The card as Markdown."""
+        from genward.attest import card_markdown
+
+        return card_markdown(self.card(reference))
+
+    def evidence_text(self, reference: str) -> str:
+        """What was measured, a line each, beside real data against real data."""
+        from genward.attest import read_evidence
+
+        lines = []
+        for item in read_evidence(self._bundle(reference).files["evidence.json"]):
+            value = "not measured" if item.value is None else f"{item.value:.4g}"
+            span = "" if item.low is None or item.high is None else f" [{item.low:.4g}, {item.high:.4g}]"
+            real = "" if item.reference is None else f"  real against real {item.reference:.4g}"
+            lines.append(f"  {item.claim:<22}{value}{span}{real}")
+        return "\n".join(lines)
+
+    def _bundle(self, reference: str) -> Any:
+        from genward.bundle import Bundle
+
+        return Bundle.open(self.bundle_folder(reference), self.keys.trusted())
+
+    def set_alias(self, reference: str, alias: str, actor: str = "") -> str:
+        """Point an alias at a release; to production only what somebody else approved."""
+        info = self.registry.resolve(reference)
+        self._require_approval(info, alias, actor)
+        self.registry.set_alias(info.name, alias, info.version)
+        self.record("release.alias", actor, model=f"{info.name}:{info.version}", alias=alias)
+        return f"{info.name}@{alias}"
+
+    def approve_release(self, reference: str, actor: str = "") -> str:
+        """Approve a release for production."""
+        info = self.registry.resolve(reference)
+        self.registry.approve(info.digest, actor or _OPERATOR)
+        self.record("release.approve", actor, model=f"{info.name}:{info.version}@{info.digest}")
+        return f"{info.name}:{info.version}"
+
+    def _require_approval(self, info: ReleaseInfo, alias: str, actor: str) -> None:
+        """Four eyes: production needs an approval of somebody other than who moves the alias."""
+        if alias != "production" or self.state.config.unsafe_single_operator:
+            return
+        if not set(self.registry.approvals(info.digest)) - {actor or _OPERATOR}:
+            raise CheckFailed(
+                f"{info.name}:{info.version} was approved by nobody else",
+                remedy=f"another administrator runs `genward model approve {info.name}:{info.version} --as KEY`",
+            )
+
+    def grant(self, reference: str, tenant: str) -> list[str]:
+        """Let a tenant generate from a release."""
+        info = self.registry.grant(self.registry.resolve(reference), tenant)
+        self.record("release.grant", tenant=tenant, model=f"{info.name}:{info.version}")
+        return list(info.tenants)
+
+    def retire(self, reference: str, actor: str = "") -> str:
+        """Take a release out of service."""
+        info = self.registry.resolve(reference)
+        self.registry.retire(info)
+        self.record("release.retire", actor, model=f"{info.name}:{info.version}")
+        return f"{info.name}:{info.version}"
+
+    # policies
+
+    def lint_policy(self, text: str, where: str = "policy") -> list[Finding]:
+        """Validate a document; PolicyError when it is not one, findings when it deserves a second look."""
+        return self._document(text, where).lint()
+
+    def diff_policy(self, text: str, against: str | None = None) -> list[dict[str, Any]]:
+        """What a document changes against a version, or the active one."""
+        other = self._document(self.policy_text(against), against or "active")
+        return self._document(text, "policy").diff(other)
+
+    def propose_policy(self, text: str, actor: str = "") -> str:
+        """Keep a valid document as a new version."""
+        document = self._document(text, "policy")
+        errors = [finding.message for finding in document.lint() if finding.level == "error"]
+        if errors:
+            raise CheckFailed(errors[0], where="policy")
+        self.registry.propose_policy(document.digest, document.name, text, actor or _OPERATOR)
+        self.record("policy.propose", actor, policy=document.digest)
+        return document.digest
+
+    def approve_policy(self, digest: str, actor: str = "") -> str:
+        """Approve a version that somebody else proposed."""
+        full = str(self.registry.policy(digest)["digest"])
+        single = self.state.config.unsafe_single_operator
+        if single:
+            _log.warning("UnsafeSingleOperator: one person proposes and approves policies")
+        self.registry.approve_policy(full, actor or _OPERATOR, single_operator=single)
+        self.record("policy.approve", actor, policy=full, unsafe_single_operator=str(single).lower())
+        return full
+
+    def activate_policy(self, digest: str, actor: str = "") -> str:
+        """Make an approved version active."""
+        return self._activate(digest, actor, "policy.activate", rollback=False)
+
+    def rollback_policy(self, digest: str, actor: str = "") -> str:
+        """Make a version active that was active before."""
+        return self._activate(digest, actor, "policy.rollback", rollback=True)
+
+    def _activate(self, digest: str, actor: str, verb: str, rollback: bool) -> str:
+        """The log says so before the registry does: an activation that nobody can see did not happen."""
+        row = self.registry.policy(digest)
+        full = str(row["digest"])
+        self._policy_set(full, str(row["text"]))  # a document that cannot be instantiated is not activated
+        self.record(verb, actor, policy=full)
+        self.registry.activate_policy(full, actor or _OPERATOR, rollback=rollback)
+        return full
+
+    def policy_versions(self) -> list[dict[str, Any]]:
+        """All versions, oldest first."""
+        names = ("digest", "name", "stage", "proposed_by", "proposed", "approved_by", "activated")
+        rows = self.registry.policies()
+        return [_dated({name: row[name] for name in names}, "proposed", "activated") for row in rows]
+
+    def policy_text(self, digest: str | None = None) -> str:
+        """A version's document, or the active one's."""
+        return self.registry.active_policy()[1] if digest is None else str(self.registry.policy(digest)["text"])
+
+    def _ship_policy(self) -> None:
+        """Activate the shipped policy; the installation vouches for it."""
+        text = files("genward_policies").joinpath("default.yaml").read_text(encoding="utf-8")
+        document = self._document(text, "default.yaml")
+        self.registry.propose_policy(document.digest, document.name, text, "shipped")
+        self.registry.approve_policy(document.digest, _OPERATOR)
+        self.record("policy.activate", policy=document.digest)
+        self.registry.activate_policy(document.digest, _OPERATOR)
+
+    # proof
+
+    def replay(self, path: Path) -> dict[str, Any]:
+        """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
+        receipt = receipts.read(_bytes(path), str(path))
+        entry = receipts.settled(receipt)
+        found = self.pipeline.replay(entry, receipts.asked_where(receipt))
+        if found != entry["out"]["digest"]:
+            raise CheckFailed(
+                f"the rows are not the same: {found}", where=str(path), remedy="is this the same runtime?"
+            )
+        return {"replayed": entry["out"]["rows"], "rows": "the same bit for bit", "digest": found}
+
+
+def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Seconds since the epoch as UTC text."""
+    for name in names:
+        if isinstance(row.get(name), (int, float)):
+            row[name] = datetime.fromtimestamp(row[name], UTC).isoformat(timespec="seconds")
+    return row
+
+
+def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8", errors="replace")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise NotFound(f"cannot read it: {error.strerror}", where=str(path)) from None

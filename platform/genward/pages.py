@@ -1,0 +1,158 @@
+"""Plans and pages: where a request stands in its tenant's walk, and which rows it got."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genward.contracts import Rows
+from genward.record import plan_fields
+from genward.table import PageRows, Predicate, Walk, scan
+
+if TYPE_CHECKING:
+    from genward.counters import Counters
+    from genward.served import Served
+
+_CHUNK = 256  # positions of a cursor that a worker takes at once
+_MOST = 64  # without a pool: slots examined for each row asked for, before a page says it is exhausted
+_SLACK = 65_536
+_PIECE = 8192  # slots of one piece of a replay
+
+Score = Callable[[Rows], Any]
+Fetch = Callable[[NDArray[np.int64]], Rows]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A place in a walk. `cells` None: the table declares none."""
+
+    served: Served
+    tenant: str
+    predicate: Predicate | None
+    walk: Walk
+    cells: tuple[int, ...] | None
+    start: int
+    cursor: str | None
+
+    def fetcher(self, deadline: float | None, score: Score | None = None) -> Fetch:
+        """One chosen row for each slot."""
+        engine, key = self.served.engine, self.served.own_key(self.tenant)
+        return lambda slots: engine.rows(slots, score, deadline, key)
+
+    def at_hand(self, n: int) -> bool:
+        """Whether a page of n rows is likely to compute nothing."""
+        if self.predicate is not None and self.predicate.conditions:
+            n *= 4
+        if n > _PIECE or not self.walk.length:
+            return not self.walk.length
+        slots = self.walk.slots(self.start, min(n, self.walk.length))
+        return self.served.engine.cached(slots, self.served.own_key(self.tenant))
+
+    def scan(self, n: int, fetch: Fetch) -> PageRows:
+        """Examine slots until n rows pass or the supply ends."""
+        limit = None if self.served.table.slots is not None else _MOST * n + _SLACK
+        return scan(self.walk, self.start, n, fetch, self._passes(), limit)
+
+    def rows(self, scanned: int, wanted: int) -> Iterator[Rows]:
+        """The rows that pass among the slots of an earlier page, piece by piece."""
+        fetch, passes = self.fetcher(None), self._passes()
+        for at in range(0, scanned, _PIECE):
+            rows = fetch(self.walk.slots(self.start + at, min(_PIECE, scanned - at)))
+            keep = np.ones(len(rows), dtype=bool) if passes is None else passes(rows)
+            keep &= self.walk.inside(rows.slots)
+            places = np.flatnonzero(keep)[:wanted]
+            wanted -= len(places)
+            yield Rows(rows.numbers[places], rows.codes[places], rows.slots[places])
+
+    def _passes(self) -> Callable[[Rows], NDArray[np.bool_]] | None:
+        predicate, codec = self.predicate, self.served.codec
+        if predicate is None or not predicate.conditions:
+            return None
+        return lambda rows: predicate.mask(rows.numbers, rows.codes, codec)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows and where they came from."""
+
+    plan: Plan
+    rows: Rows
+    start: int
+    scanned: int
+    exhausted: bool
+
+    def fields(self) -> Mapping[str, Any]:
+        """The plan as the log keeps it."""
+        table = self.plan.served.table
+        return plan_fields(self.start, self.scanned, self.plan.cells, self.plan.walk.segments, table.candidates)
+
+    def headers(self) -> dict[str, str]:
+        """Rows, yield (rows that passed among slots examined), where to ask for this page again."""
+        share = len(self.rows) / self.scanned if self.scanned else 0.0
+        found = {"genward-rows": str(len(self.rows)), "genward-yield": f"{share:.4f}", "genward-from": str(self.start)}
+        return found | ({"genward-exhausted": "true"} if self.exhausted else {})
+
+
+class Pages:
+    """Makes plans and moves cursors."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._yields: dict[str, float] = {}
+
+    def plan(
+        self,
+        served: Served,
+        tenant: str,
+        predicate: Predicate | None,
+        allowed: frozenset[int] | None,
+        n: int,
+        start: int | None,
+    ) -> Plan:
+        """A place for n rows: the one asked for, or the next of the tenant's cursor for this release and predicate."""
+        cells = _cells(served, predicate, allowed)
+        walk = served.walk(tenant, cells)
+        if start is not None:
+            return Plan(served, tenant, predicate, walk, cells, start, None)
+        cursor = _cursor(served, tenant, predicate, cells)
+        wanted = max(1, round(n / self._yields.get(cursor, 1.0)))
+        at = self._counters.advance(cursor, wanted, chunk=_CHUNK if wanted <= _CHUNK else 0)
+        return Plan(served, tenant, predicate, walk, cells, at % walk.length if walk.length else 0, cursor)
+
+    def settle(self, page: Page) -> None:
+        """Move the cursor past what a filtered page examined, and learn its yield for the next one."""
+        cursor = page.plan.cursor
+        if cursor is None or page.scanned == 0 or page.plan.predicate is None or not page.plan.predicate.conditions:
+            return
+        reserved = max(1, round(len(page.rows) / self._yields.get(cursor, 1.0)))
+        if page.scanned > reserved:
+            self._counters.drop_cursor(cursor)
+            self._counters.advance(cursor, page.scanned - reserved)
+        if len(self._yields) > 10_000:
+            self._yields.clear()
+        self._yields[cursor] = max(len(page.rows), 1) / page.scanned
+
+    def again(self, served: Served, tenant: str, predicate: Predicate, plan: Mapping[str, Any]) -> Plan:
+        """The plan of an earlier page, from its log entry."""
+        cells = tuple(int(cell) for cell in plan["cells"]) if "cells" in plan else None
+        walk = served.walk(tenant, cells, int(plan["segments"]))
+        return Plan(served, tenant, predicate, walk, cells, int(plan["start"]), None)
+
+
+def _cells(served: Served, predicate: Predicate | None, allowed: frozenset[int] | None) -> tuple[int, ...] | None:
+    """Cells that may hold rows of the predicate and are allowed; None where the table declares none."""
+    if not served.table.cells:
+        return None
+    every = predicate.cells(served.table) if predicate else tuple(range(len(served.table.cells)))
+    return tuple(cell for cell in every if allowed is None or cell in allowed)
+
+
+def _cursor(served: Served, tenant: str, predicate: Predicate | None, cells: tuple[int, ...] | None) -> str:
+    what = (predicate.canonical() if predicate else b"[]") + repr(cells).encode()
+    label = hashlib.sha256(f"{served.bundle.digest}/{tenant}/".encode() + what).hexdigest()[:32]
+    return f"cursor/{label}"

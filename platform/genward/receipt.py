@@ -1,0 +1,117 @@
+"""Receipts: what proves, offline, that a response was recorded, and from what its rows can be computed again.
+
+{"format": "genward.receipt/1", "request", "vkey", "salt", "asked": {...},
+ "entries": [{"index", "entry": "<canonical JSON>", "proof": "<.tlog-proof>"}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from genward import record
+from genward.contracts import AuditSink, KeyProvider, Principal
+from genward.errors import CheckFailed, Denied, GenwardError, IntegrityError, NotFound
+from genward.strictjson import parse
+
+FORMAT = "genward.receipt/1"
+_LIMIT = 1 << 20
+
+
+def make(audit: AuditSink, keys: KeyProvider, request: str, principal: Principal, vkey: str) -> dict[str, Any] | None:
+    """The receipt of a request; None until a checkpoint covers its entries.
+
+    Raises NotFound for a request nobody made, Denied for another tenant's, unless the caller is an auditor.
+    """
+    indices = audit.find(request)
+    if not indices:
+        raise NotFound(f"no request {request!r}", remedy="the header genward-request of a response names it")
+    entries = [(index, audit.entry(index)) for index in indices]
+    for _, entry in entries:
+        owner = json.loads(entry).get("tenant")
+        if owner != principal.tenant and not principal.roles & {"auditor", "administrator"}:
+            raise Denied("this is another tenant's request")
+    proofs = [audit.proof(index) for index in indices]
+    if any(proof is None for proof in proofs):
+        return None
+    listed = [
+        {"index": index, "entry": entry.decode(), "proof": (proof or b"").decode()}
+        for (index, entry), proof in zip(entries, proofs, strict=True)
+    ]
+    return {
+        "format": FORMAT,
+        "request": request,
+        "vkey": vkey,
+        "salt": record.salt(keys, request).hex(),
+        "entries": listed,
+    }
+
+
+def read(data: bytes, where: str = "receipt") -> dict[str, Any]:
+    """A receipt's JSON; IntegrityError when it is none."""
+    found = parse(data, where, _LIMIT)
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("entries"), list):
+        raise IntegrityError("not a receipt", where=where)
+    return found
+
+
+def verify(receipt: Mapping[str, Any], vkey: str | None = None) -> dict[str, Any]:
+    """Check every proof against the log's key and the commitment against what was asked; what it says, for people.
+
+    Args:
+        vkey: the log's verifier key that the reader trusts; the receipt's own only shows that it agrees with itself.
+    """
+    trusted = vkey or str(receipt["vkey"])
+    check = _verifier()
+    for item in receipt["entries"]:
+        try:
+            check(str(item["proof"]).encode(), str(item["entry"]).encode(), [trusted])
+        except GenwardError:
+            raise
+        except Exception as error:
+            raise IntegrityError(f"entry {item.get('index')} is not proved: {error}", where="receipt") from None
+    entry = settled(receipt)
+    _check_commitment(receipt, entry)
+    return {
+        "receipt": "proved",
+        "entries": [item["index"] for item in receipt["entries"]],
+        "status": entry.get("status"),
+        "rows": entry.get("out", {}).get("rows"),
+        "key": "the reader's" if vkey else "the receipt's own",
+    }
+
+
+def settled(receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """The settle entry of a receipt; CheckFailed if it has none."""
+    for item in receipt["entries"]:
+        entry = json.loads(item["entry"])
+        if entry.get("event") == "settle" and entry.get("request") == receipt["request"]:
+            found: dict[str, Any] = entry
+            return found
+    raise CheckFailed("the receipt has no settle entry", where=str(receipt.get("request")))
+
+
+def asked_where(receipt: Mapping[str, Any]) -> Sequence[str]:
+    """The predicate that was asked, as the caller kept it."""
+    where = (receipt.get("asked") or {}).get("where", [])
+    return [str(clause) for clause in where]
+
+
+def _check_commitment(receipt: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    """The caller's own words must open the commitment in the log, where he kept them."""
+    commit = entry.get("commit", {}).get("where")
+    opened = (receipt.get("asked") or {}).get("canonical")
+    if commit is None or opened is None:
+        return
+    if record.commitment(bytes.fromhex(str(receipt["salt"])), str(opened).encode()) != commit:
+        raise IntegrityError("what was asked is not what the log committed to", where="receipt")
+
+
+def _verifier() -> Callable[[bytes, bytes, Sequence[str]], Any]:
+    """The log's own verifier, as whoever installed it announces it."""
+    for point in entry_points(group="genward.audit", name="verify"):
+        found: Callable[[bytes, bytes, Sequence[str]], Any] = point.load()
+        return found
+    raise NotFound("no verifier of the log is installed", remedy="install genward whole")

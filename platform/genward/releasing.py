@@ -1,0 +1,79 @@
+"""A release is whole or it is not there: reserve, build, seal, record, then show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from genward import record
+from genward.bundle import manifest_bytes, seal
+from genward.contracts import Progress
+from genward.errors import CheckFailed
+from genward.release import Built, Plan, build, bundle_parts
+from genward.served import bundle_folder
+
+if TYPE_CHECKING:
+    from genward.api import Platform, Released
+    from genward.candidate import Candidate
+    from genward.data.dataset import Dataset
+
+
+def release(
+    platform: Platform,
+    candidate: Candidate,
+    plan: Plan,
+    alias: str | None,
+    grant: Sequence[str],
+    actor: str,
+    progress: Progress,
+) -> Released:
+    """Run the release pipeline; what fails leaves nothing that anybody can see."""
+    _allow_alias(platform, alias)
+    dataset = platform.dataset(candidate.recipe.dataset)
+    for tenant in grant:
+        _known(platform, tenant)
+    version = platform.registry.reserve_release(plan.name, candidate.id)
+    try:
+        built = build(candidate, dataset, platform.policies(), plan, progress)
+        digest = _seal(platform, built, plan, dataset)
+        reference = f"{plan.name}:{version}"
+        entry = record.entry(
+            "release",
+            model=f"{reference}@{digest}",
+            actor=actor or "operator",
+            policy=platform.registry.active_policy()[0],
+        )
+        index = platform.audit.append(entry)
+        platform.registry.commit_release(plan.name, version, digest, tenants=grant, alias=alias)
+    except BaseException:
+        platform.registry.abandon_release(plan.name, version)
+        raise
+    from genward.api import Released
+
+    return Released(reference, digest, index)
+
+
+def _seal(platform: Platform, built: Built, plan: Plan, dataset: Dataset) -> str:
+    owner = platform.plugins.owners[f"families/{built.candidate.family.name}"]
+    policy = platform.registry.active_policy()[0]
+    files, manifest = bundle_parts(built, plan, dataset, owner, policy, platform.keys)
+    import hashlib
+
+    digest = f"sha256:{hashlib.sha256(manifest_bytes(files, manifest)).hexdigest()}"
+    return seal(bundle_folder(platform.state.bundles_dir, digest), files, manifest, platform.keys)
+
+
+def _allow_alias(platform: Platform, alias: str | None) -> None:
+    """A new release was approved by nobody yet, so it cannot go to production at once unless one person does all."""
+    if alias == "production" and not platform.state.config.unsafe_single_operator:
+        raise CheckFailed(
+            "production needs another administrator's approval first",
+            remedy="release without --alias, then `genward model approve` and `genward model alias`",
+        )
+
+
+def _known(platform: Platform, tenant: str) -> None:
+    if tenant != "*" and tenant not in platform.registry.tenants():
+        from genward.errors import NotFound
+
+        raise NotFound(f"no tenant {tenant!r}", remedy="`genward tenant add` makes one")

@@ -1,0 +1,358 @@
+"""The request path. Every route, the command line and the Python API end here; there is no second way to a sample.
+
+    record( authenticate -> admit -> plan -> run blocks -> choose -> filter -> screen -> mark ) -> response + receipt
+
+No grant, no first byte; no settle, no last byte: a body held in memory leaves after one durable `settle`; a stream leaves
+after a durable `grant`, and its last piece after a durable `settle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from genward import record
+from genward.contracts import AuditSink, Facts, KeyProvider, Outcome, Principal, Request, Rows
+from genward.digest import RowsDigest, digest_of
+from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavailable, UsageError
+from genward.pages import Page, Pages
+from genward.policyset import Admission, PolicySet
+from genward.respond import Encoder, encoder
+from genward.table import PageRows, Predicate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genward.counters import Counters
+    from genward.registry import Registry
+    from genward.served import Served, Shelf
+
+_log = logging.getLogger("genward.request")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one worker. `held`: a body of at most so many rows is held in memory, a larger one is streamed."""
+
+    max_rows: int = 10_000_000
+    held: int = 10_000
+    queue: int = 256
+    deadline: float = 60.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a caller sent, before anybody believed it."""
+
+    key: str
+    model: str
+    n: int
+    where: Sequence[str] = ()
+    start: int | None = None
+    media: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Response:
+    """What leaves: headers, and a body whole or in pieces."""
+
+    request: str
+    media: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+    pieces: AsyncIterator[bytes] | None = None
+
+
+@dataclass
+class Call:
+    """One request on its way: what is known so far, and how long each stage took."""
+
+    id: str
+    ask: Ask
+    began: float = field(default_factory=time.perf_counter)
+    principal: Principal | None = None
+    served: Served | None = None
+    predicate: Predicate | None = None
+    admission: Admission = field(default_factory=lambda: Admission(False))
+    policies: PolicySet | None = None
+    deadline: float = 0.0
+    times: dict[str, float] = field(default_factory=dict)
+    settled: bool = False
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.times[stage] = self.times.get(stage, 0.0) + time.perf_counter() - begun
+
+    @property
+    def request(self) -> Request:
+        where = self.predicate.conditions if self.predicate else ()
+        name = "" if self.served is None else self.served.info.name
+        return Request(self.id, "generate", name, self.ask.n, where, self.ask.start)
+
+
+class Pipeline:
+    """The one request pipeline of a worker."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        shelf: Shelf,
+        audit: AuditSink,
+        keys: KeyProvider,
+        counters: Counters,
+        policies: Callable[[str, str], PolicySet],
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.registry, self.shelf, self.audit, self.keys = registry, shelf, audit, keys
+        self.counters, self.limits, self.clock = counters, limits, clock
+        self._make_policies = policies
+        self._policies: tuple[str, PolicySet] | None = None
+        self._pages = Pages(counters)
+        self._under_way = 0
+
+    async def generate(self, ask: Ask) -> Response:
+        """The whole path of a request for rows."""
+        call = Call(record.request_id(), ask, deadline=time.monotonic() + self.limits.deadline)
+        async with self._recorded(call):
+            with self._place_in_queue():
+                self._authenticate(call)
+                await self._find(call)
+                self._admit(call)
+                if ask.n > self.limits.held:
+                    return await self._streamed(call)
+                page = await self._run(call)
+                body = self._encoded(call, page)
+                index = await self._settle(call, page)
+                return Response(call.id, ask.media, self._headers(call, index, page), body)
+
+    async def read(self, key: str, action: str, model: str = "") -> Principal:
+        """The path of every other authenticated request: who, and may he; refusals are recorded."""
+        call = Call(record.request_id(), Ask(key, model, 0))
+        async with self._recorded(call):
+            self._authenticate(call)
+            self._decide(call, Request(call.id, action, model))
+        return self._principal(call)
+
+    # stages
+
+    def _authenticate(self, call: Call) -> None:
+        with call.timed("authenticate"):
+            call.principal = self.registry.authenticate(call.ask.key, self.clock())
+
+    async def _find(self, call: Call) -> None:
+        """The release and the predicate; a release the caller may not see is not there for him."""
+        with call.timed("find"):
+            info = self.registry.resolve(call.ask.model)
+            call.served = self.shelf.at_hand(info) or await asyncio.to_thread(self.shelf.get, info)
+            if info != call.served.info:  # granted anew since it was opened
+                call.served.info = info
+            _check_count(call.ask.n, self.limits.max_rows)
+            call.predicate = Predicate.parse(call.ask.where, call.served.codec.schema)
+
+    def _admit(self, call: Call) -> None:
+        with call.timed("admit"):
+            self._decide(call, call.request)
+
+    def _decide(self, call: Call, request: Request) -> None:
+        call.policies = self._active()
+        release = None if call.served is None else call.served.info
+        facts = Facts(self._principal(call), self.clock(), call.policies.digest, release)
+        call.admission = call.policies.admit(request, facts)
+        if call.admission.allow:
+            if call.admission.cap is not None and request.n > call.admission.cap:
+                raise Denied(f"at most {call.admission.cap} rows are allowed here")
+            return
+        reasons = "; ".join(call.admission.reasons)
+        if call.admission.failed:
+            raise Unavailable("a policy could not answer", where=reasons, retry_after=call.admission.retry_after or 1)
+        if call.admission.retry_after is not None:
+            raise LimitReached(reasons, retry_after=call.admission.retry_after)
+        raise Denied(reasons)
+
+    async def _run(self, call: Call) -> Page:
+        """Plan, run blocks, choose, filter, screen: on the spot when all blocks are at hand, else in a thread."""
+        served, tenant = _served(call), self._principal(call).tenant
+        with call.timed("run"):
+            plan = self._pages.plan(served, tenant, call.predicate, call.admission.cells, call.ask.n, call.ask.start)
+            if plan.at_hand(call.ask.n):
+                return self._page(call, plan)
+            return await asyncio.to_thread(self._page, call, plan)
+
+    def _page(self, call: Call, plan: Any) -> Page:
+        policies = _policies(call)
+        fetch = plan.fetcher(call.deadline, self._score(call))
+        found: PageRows = plan.scan(call.ask.n, fetch)
+        rows = policies.screen(call.request, found.rows)
+        return Page(plan, rows, found.start, found.scanned, found.exhausted)
+
+    def _score(self, call: Call) -> Callable[[Rows], Any] | None:
+        policies = _policies(call)
+        return (lambda rows: policies.score(call.request, rows)) if policies.scores else None
+
+    def _encoded(self, call: Call, page: Page) -> bytes:
+        with call.timed("encode"):
+            return self._encoder(call).whole(page.rows)
+
+    def _encoder(self, call: Call) -> Encoder:
+        served = _served(call)
+        facts = {"request": call.id, "model": f"{served.info.name}:{served.info.version}", "digest": served.info.digest}
+        return encoder(call.ask.media, served.codec, _policies(call).mark(call.request, facts))
+
+    async def _settle(self, call: Call, page: Page) -> int:
+        """One durable entry with the plan inline, before the first byte of a body held in memory."""
+        with call.timed("record"):
+            out = {"rows": len(page.rows), "digest": digest_of(page.rows)}
+            fields = self._fields(call) | {"plan": page.fields(), "status": "served", "out": out}
+            index = await self.audit.append_async(record.entry("settle", **fields))
+        call.settled = True
+        self._pages.settle(page)
+        self._close(call, Outcome("served", len(page.rows)))
+        return index
+
+    # streams
+
+    async def _streamed(self, call: Call) -> Response:
+        """A grant, then pieces of which the last is held back until the settle is durable."""
+        from genward.stream import Stream
+
+        stream = Stream(self, call)
+        index = await stream.grant()
+        headers = self._headers(call, index, None)
+        return Response(call.id, call.ask.media, headers, pieces=stream.pieces())
+
+    # what is shared
+
+    @asynccontextmanager
+    async def _recorded(self, call: Call) -> AsyncIterator[None]:
+        """Outermost: whatever refuses or fails is an entry too; when that cannot be written, the answer is 503."""
+        try:
+            yield
+        except GenwardError as error:
+            self._close(call, Outcome("denied" if isinstance(error, Denied) else "error", 0))
+            if not call.settled:
+                await self._refusal(call, error)
+            raise
+        except asyncio.CancelledError:
+            self._close(call, Outcome("aborted", 0))
+            raise
+        except Exception as error:
+            _log.exception("request %s failed", call.id)
+            self._close(call, Outcome("error", 0))
+            await self._refusal(call, error)
+            raise GenwardError(
+                "something went wrong here", where=call.id, remedy="tell the operator this id"
+            ) from error
+
+    async def _refusal(self, call: Call, error: Exception) -> None:
+        known = isinstance(error, GenwardError)
+        status = "denied" if known and 400 <= error.status < 500 else "error"  # type: ignore[attr-defined]
+        reasons = list(call.admission.reasons) or [type(error).__name__]
+        await self.audit.append_async(record.entry("refuse", **self._fields(call), status=status, reasons=reasons))
+
+    def _close(self, call: Call, outcome: Outcome) -> None:
+        """Settle leases and let policies observe; failing here changes nothing for the caller."""
+        leases, call.admission = call.admission.leases, Admission(False, call.admission.reasons)
+        if call.policies is None:
+            return
+        try:
+            call.policies.settle(leases, outcome)
+        except GenwardError:
+            _log.exception("request %s was not settled", call.id)
+        call.policies.observe(call.request, outcome)
+
+    def _fields(self, call: Call) -> dict[str, Any]:
+        """What every entry of a request says."""
+        principal, served, where = call.principal, call.served, call.ask.where
+        commit = None
+        if where and call.predicate is not None:
+            salt = record.salt(self.keys, call.id)
+            commit = {"where": record.commitment(salt, call.predicate.canonical())}
+        return {
+            "request": call.id,
+            "tenant": principal.tenant if principal else None,
+            "actor": principal.key if principal else None,
+            "model": f"{served.info.name}:{served.info.version}@{served.info.digest}" if served else None,
+            "policy": call.policies.digest if call.policies else None,
+            "commit": commit,
+        }
+
+    def _headers(self, call: Call, index: int, page: Page | None) -> dict[str, str]:
+        served, policies = _served(call), _policies(call)
+        found = {
+            "genward-request": call.id,
+            "genward-model": f"{served.info.name}:{served.info.version}",
+            "genward-model-digest": served.info.digest,
+            "genward-policy-digest": policies.digest,
+            "genward-audit-index": str(index),
+            "genward-provider": served.engine.provider,
+            **call.admission.headers,
+        }
+        if page is not None:
+            found |= page.headers()
+        timing = ", ".join(f"{name};dur={1000 * spent:.2f}" for name, spent in call.times.items())
+        total = 1000 * (time.perf_counter() - call.began)
+        return {**found, "server-timing": f"{timing}, total;dur={total:.2f}"}
+
+    @contextmanager
+    def _place_in_queue(self) -> Iterator[None]:
+        if self._under_way >= self.limits.queue:
+            raise LimitReached("the server is busy", remedy="ask again", retry_after=1.0)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    def _active(self) -> PolicySet:
+        digest, text = self.registry.active_policy()
+        if self._policies is None or self._policies[0] != digest:
+            self._policies = (digest, self._make_policies(digest, text))
+        return self._policies[1]
+
+    def _principal(self, call: Call) -> Principal:
+        if call.principal is None:
+            raise Unavailable("the request was not authenticated")
+        return call.principal
+
+    def replay(self, entry: Mapping[str, Any], where: Sequence[str]) -> str:
+        """The digest of a response's rows, computed again from its log entry and what was asked."""
+        name, _, digest = str(entry["model"]).partition("@")
+        info = self.registry.resolve(name, retired=True)
+        if info.digest != digest:
+            raise NotFound(f"{name} is another bundle now", where=digest)
+        served = self.shelf.get(info)
+        predicate = Predicate.parse(where, served.codec.schema)
+        plan = self._pages.again(served, str(entry["tenant"]), predicate, entry["plan"])
+        out, found = entry["out"], RowsDigest()
+        for rows in plan.rows(int(entry["plan"]["n"]), int(out["rows"])):
+            found.update(rows)
+        return found.final()
+
+
+def _check_count(n: int, most: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UsageError(f"n is {n!r}", remedy="ask for a whole number of rows, 1 or more")
+    if n > most:
+        raise UsageError(f"n is {n}", remedy=f"ask for at most {most} rows at a time")
+
+
+def _served(call: Call) -> Served:
+    if call.served is None:
+        raise Unavailable("no release was found for the request")
+    return call.served
+
+
+def _policies(call: Call) -> PolicySet:
+    if call.policies is None:
+        raise Unavailable("no policy was asked")
+    return call.policies

@@ -1,0 +1,130 @@
+"""From a data set to a candidate: check, encode, train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from genward.candidate import Candidate, Recipe
+from genward.contracts import Finding, Progress
+from genward.data.codec import TableCodec
+from genward.errors import CheckFailed, UsageError
+from genward.record import request_id
+from genward.train import TrainOptions, train
+
+if TYPE_CHECKING:
+    from genward.api import Platform
+    from genward.data.dataset import Dataset
+
+_DITHER = 5  # label of the generator that places repeated values
+
+
+def start(
+    platform: Platform,
+    dataset: str,
+    family: str,
+    progress: Progress,
+    *,
+    config: Mapping[str, Any] | None = None,
+    conditions: Sequence[str] = (),
+    target: str | None = None,
+    seed: int = 0,
+    held_out: float = 0.2,
+    **options: Any,
+) -> Candidate:
+    """Train a new candidate.
+
+    Args:
+        config: the family's configuration.
+        conditions: columns given to the network, so that a release can declare cells over them.
+        target: the column that the usefulness test predicts.
+        held_out: share of the rows that training never sees.
+        options: of `TrainOptions`: steps, max_minutes, max_cpu_seconds, batch, patience, device, ...
+    """
+    data = platform.dataset(dataset)
+    for name in (*conditions, *([target] if target else [])):
+        data.schema.column(name)
+    _check(platform, data)
+    _check_config(platform, family, config or {})
+    recipe = Recipe(
+        id=f"{family}-{request_id()[:13]}",
+        family=family,
+        dataset=data.digest,
+        config=dict(config or {}),
+        conditions=tuple(conditions),
+        seed=seed,
+        held_out=held_out,
+        target=target,
+        options=_options(options),
+        policy=platform.registry.active_policy()[0],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    codec = TableCodec.fit(data.schema, data.split(seed, held_out)[0], conditions)
+    candidate = Candidate.create(platform.state.candidates_dir / recipe.id, recipe, platform.plugins, codec)
+    return _run(platform, candidate, data, progress, resume=False)
+
+
+def resume(platform: Platform, name: str, progress: Progress) -> Candidate:
+    """Go on where an interrupted training stood."""
+    candidate = platform.candidate(name)
+    return _run(platform, candidate, platform.dataset(candidate.recipe.dataset), progress, resume=True)
+
+
+def _run(platform: Platform, candidate: Candidate, data: Dataset, progress: Progress, resume: bool) -> Candidate:
+    recipe = candidate.recipe
+    rows, _ = data.split(recipe.seed, recipe.held_out)
+    records = candidate.codec.encode(rows, np.random.default_rng([recipe.seed, _DITHER]))
+    options = TrainOptions(seed=recipe.seed, **recipe.options)
+    train(
+        candidate.family, candidate.config, candidate.codec.spec, records, candidate.folder, options, progress, resume
+    )
+    platform.record("candidate.trained", candidate=candidate.id, dataset=data.digest)
+    return candidate
+
+
+def _check(platform: Platform, data: Dataset) -> None:
+    """The schema's own findings and every policy's; an error stops the training before it begins."""
+    findings: list[Finding] = [*data.schema.check(data.table()), *platform.policies().check_data(data)]
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        raise CheckFailed(errors[0].message, where=f"{data.name}: {errors[0].where}".rstrip(": "))
+
+
+def _check_config(platform: Platform, family: str, config: Mapping[str, Any]) -> None:
+    try:
+        platform.plugins.family(family).Config(**config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{family}: {key}: {first['msg']}", remedy="see docs/families.md for its settings") from None
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    known = {item.name for item in fields(TrainOptions)} - {"seed"}
+    unknown = set(given) - known
+    if unknown:
+        raise UsageError(
+            f"no training option {', '.join(sorted(unknown))}", remedy=f"there are {', '.join(sorted(known))}"
+        )
+    found = {name: value for name, value in given.items() if value is not None}
+    if any(isinstance(value, (int, float)) and value <= 0 for value in found.values()):
+        raise UsageError("a training option must be positive", where=str(found))
+    return found
+
+
+def listed(platform: Platform) -> list[dict[str, Any]]:
+    """Candidates and how far they are."""
+    rows = []
+    for folder in sorted(platform.state.candidates_dir.iterdir(), key=lambda path: path.stat().st_mtime):
+        if (folder / "recipe.json").is_file():
+            recipe = json.loads((folder / "recipe.json").read_bytes())
+            done = (folder / "network.safetensors").is_file()
+            about = {name: recipe[name] for name in ("id", "family", "created")}
+            rows.append({**about, "dataset": recipe["dataset"][:19], "state": "trained" if done else "resumable"})
+    return rows
