@@ -2,8 +2,8 @@
 
     record( authenticate -> admit -> plan -> run blocks -> choose -> filter -> screen -> mark ) -> response + receipt
 
-No grant, no first byte; no settle, no last byte: a body held in memory leaves after one durable `settle`; a stream leaves
-after a durable `grant`, and its last piece after a durable `settle`.
+No grant, no first byte; no settle, no last byte: a body held in memory leaves after one durable `settle`; a stream
+leaves after a durable `grant`, and its last piece after a durable `settle`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class Pipeline:
         self._policies: tuple[str, PolicySet] | None = None
         self._pages = Pages(counters)
         self._under_way = 0
+        self._counts: Counter[str] = Counter()
 
     async def generate(self, ask: Ask) -> Response:
         """The whole path of a request for rows."""
@@ -261,6 +263,8 @@ class Pipeline:
 
     def _close(self, call: Call, outcome: Outcome) -> None:
         """Settle leases and let policies observe; failing here changes nothing for the caller."""
+        self._counts[f'requests_total{{status="{outcome.status}"}}'] += 1
+        self._counts["rows_total"] += outcome.rows
         leases, call.admission = call.admission.leases, Admission(False, call.admission.reasons)
         if call.policies is None:
             return
@@ -323,6 +327,11 @@ class Pipeline:
         if call.principal is None:
             raise Unavailable("the request was not authenticated")
         return call.principal
+
+    def metrics(self) -> str:
+        """Counters of this worker, Prometheus text."""
+        lines = [f"genward_{name} {value}" for name, value in sorted(self._counts.items())]
+        return "\n".join([*lines, f"genward_requests_under_way {self._under_way}", ""])
 
     def replay(self, entry: Mapping[str, Any], where: Sequence[str]) -> str:
         """The digest of a response's rows, computed again from its log entry and what was asked."""

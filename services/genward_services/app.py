@@ -1,0 +1,190 @@
+"""HTTP routes. Each is a few lines: read the request, go through the pipeline, answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import anyio
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from genward import receipt as receipts
+from genward.api import Platform
+from genward.errors import GenwardError, NotFound, Unauthenticated, UsageError
+from genward.request import Ask
+from genward.respond import media_type
+from genward_services import openinference
+from genward_services.guard import Guard, Rule, rule
+from genward_services.problem import problem_response
+
+Handler = Callable[[Platform, Request], Awaitable[Response]]
+_JSON = "application/json"
+_TILE = re.compile(r"(checkpoint|tile/[0-9a-z/.]+)", re.ASCII)
+_FIELDS = {"n", "where", "from"}
+
+
+async def generate(platform: Platform, request: Request) -> Response:
+    """POST /v1/models/{name}/generate: {"n": 10, "where": ["density>5"], "from": 0}."""
+    body = orjson.loads(await request.body())
+    unknown = set(body) - _FIELDS
+    if unknown:
+        raise UsageError(
+            f"unknown fields: {', '.join(sorted(unknown))}", remedy=f"known are {', '.join(sorted(_FIELDS))}"
+        )
+    ask = Ask(
+        key_of(request), request.path_params["name"], body.get("n", 1), _where(body), _start(body),
+        media_type(request.headers.get("accept", _JSON)),
+    )  # fmt: skip
+    return await answer(platform, ask)
+
+
+async def answer(platform: Platform, ask: Ask) -> Response:
+    """Through the pipeline; whole, or in pieces."""
+    found = await platform.pipeline.generate(ask)
+    if found.pieces is None:
+        return Response(found.body, headers=dict(found.headers), media_type=found.media)
+    return StreamingResponse(found.pieces, headers=dict(found.headers), media_type=found.media)
+
+
+async def models(platform: Platform, request: Request) -> Response:
+    """GET /v1/models: releases this key's tenant may use."""
+    principal = await platform.pipeline.read(key_of(request), "read")
+    rows = await anyio.to_thread.run_sync(platform.releases)
+    seen = [row for row in rows if _may_see(principal, row)]
+    return JSONResponse({"models": [_about(platform, row) for row in seen]})
+
+
+async def model(platform: Platform, request: Request) -> Response:
+    """GET /v1/models/{name}: the card of a release."""
+    principal = await platform.pipeline.read(key_of(request), "read")
+    name = request.path_params["name"]
+    info = platform.registry.resolve(name)
+    if principal.tenant not in info.tenants and "*" not in info.tenants:
+        raise NotFound(f"no release {name!r}")
+    return JSONResponse(await anyio.to_thread.run_sync(platform.card, name))
+
+
+async def receipt(platform: Platform, request: Request) -> Response:
+    """GET /v1/receipts/{request}: proof of a request's entries; 202 until a checkpoint covers them."""
+    principal = await platform.pipeline.read(key_of(request), "read")
+    name = request.path_params["request"]
+    made = lambda: receipts.make(platform.audit, platform.keys, name, principal, platform.audit.vkey())  # noqa: E731
+    found = await anyio.to_thread.run_sync(made)
+    if found is None:
+        return JSONResponse({"request": name, "status": "not covered yet"}, 202, {"retry-after": "1"})
+    return JSONResponse(found)
+
+
+async def log(platform: Platform, request: Request) -> Response:
+    """GET /v1/log/...: the log's own files (C2SP tlog-tiles), for auditors' tools."""
+    await platform.pipeline.read(key_of(request), "audit")
+    name = request.path_params["path"]
+    path = platform.state.log_dir / name
+    if not _TILE.fullmatch(name) or ".." in name or not path.is_file():
+        raise NotFound("the log has no such file", where=name)
+    data = await anyio.to_thread.run_sync(path.read_bytes)
+    return Response(data, media_type="text/plain" if name == "checkpoint" else "application/octet-stream")
+
+
+async def live(platform: Platform, request: Request) -> Response:
+    """GET /livez: this process answers."""
+    return PlainTextResponse("ok")
+
+
+async def ready(platform: Platform, request: Request) -> Response:
+    """GET /readyz: registry, policy and log answer."""
+    platform.registry.active_policy()
+    await anyio.to_thread.run_sync(platform.audit.vkey)
+    return PlainTextResponse("ok")
+
+
+async def metrics(platform: Platform, request: Request) -> Response:
+    """GET /metrics: counters of this worker, Prometheus text; for auditors."""
+    await platform.pipeline.read(key_of(request), "audit")
+    return PlainTextResponse(platform.pipeline.metrics(), media_type="text/plain; version=0.0.4")
+
+
+ROUTES: list[tuple[str, str, Handler, str]] = [
+    ("POST", "/v1/models/{name}/generate", generate, _JSON),
+    ("GET", "/v1/models", models, ""),
+    ("GET", "/v1/models/{name}", model, ""),
+    ("GET", "/v1/receipts/{request}", receipt, ""),
+    ("GET", "/v1/log/{path}", log, ""),
+    ("GET", "/livez", live, ""),
+    ("GET", "/readyz", ready, ""),
+    ("GET", "/metrics", metrics, ""),
+    ("GET", "/v2/health/live", live, ""),
+    ("GET", "/v2/health/ready", ready, ""),
+    ("GET", "/v2/models/{name}", openinference.metadata, ""),
+    ("POST", "/v2/models/{name}/infer", openinference.infer, _JSON),
+]
+
+
+def make_app(platform: Platform) -> ASGIApp:
+    """The whole HTTP surface behind the guard, for any ASGI server."""
+    return Guard(routes_app(platform), rules(), platform.state.config.server.max_body)
+
+
+def routes_app(platform: Platform) -> ASGIApp:
+    """The routes alone; only for where the guard stands around more than them."""
+    return Starlette(
+        routes=[Route(_starlette(path), _bound(platform, handler), methods=[verb]) for verb, path, handler, _ in ROUTES]
+    )
+
+
+def rules() -> list[Rule]:
+    """What the guard lets through: exactly the routes."""
+    return [rule(method, path, content) for method, path, _, content in ROUTES]
+
+
+def _starlette(path: str) -> str:
+    return path.replace("{path}", "{path:path}")
+
+
+def _bound(platform: Platform, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await handler(platform, request)
+        except GenwardError as error:
+            return problem_response(error)
+
+    return endpoint
+
+
+def key_of(request: Request) -> str:
+    """The bearer token; Unauthenticated without one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated("no API key", remedy="send Authorization: Bearer KEY")
+    return token.strip()
+
+
+def _where(body: Mapping[str, Any]) -> tuple[str, ...]:
+    where = body.get("where", [])
+    if not isinstance(where, list) or not all(isinstance(clause, str) for clause in where):
+        raise UsageError("`where` is a list of conditions", remedy='for example ["density>5"]')
+    return tuple(where)
+
+
+def _start(body: Mapping[str, Any]) -> int | None:
+    start = body.get("from")
+    if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
+        raise UsageError("`from` is a position, 0 or more")
+    return start
+
+
+def _may_see(principal: Any, row: Mapping[str, Any]) -> bool:
+    return row["stage"] == "ready" and (principal.tenant in row["tenants"] or "*" in row["tenants"])
+
+
+def _about(platform: Platform, row: Mapping[str, Any]) -> dict[str, Any]:
+    served = platform.pipeline.shelf.at_hand(platform.registry.resolve(f"{row['name']}:{row['version']}"))
+    names = ("name", "version", "aliases", "digest", "created")
+    found: dict[str, Any] = {name: row[name] for name in names}
+    return found | {"provider": served.engine.provider if served else platform.state.config.providers[0]}

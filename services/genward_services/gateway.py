@@ -1,0 +1,77 @@
+"""The BentoML service: one mounted ASGI application behind the guard, and nothing else.
+
+BentoML's own surfaces (documentation, schema, metrics, its health routes) lie behind the same guard, which does not
+list them. Its metrics, access log and tracing are off: each costs every request, and ours are in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import bentoml
+
+from genward.api import Platform
+from genward.errors import GenwardError
+from genward.stream import sweep
+from genward_services.app import routes_app, rules
+from genward_services.guard import Guard
+
+SWEEP_SECONDS = 10.0
+
+
+def _open() -> Platform:
+    passphrase = os.environ.get("GENWARD_PASSPHRASE")
+    return Platform.open(Path(os.environ.get("GENWARD_STATE", ".genward")), passphrase)
+
+
+class Late:
+    """The application, made at the first request of a worker: importing this module opens nothing."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            platform = await asyncio.to_thread(_open)
+            if self._app is None:
+                self._app = routes_app(platform)
+                self._sweeper = asyncio.get_running_loop().create_task(_sweeping(platform))
+        await self._app(scope, receive, send)
+
+
+async def _sweeping(platform: Platform) -> None:
+    """Settle lost grants, and give back quota chunks that lie idle."""
+    while True:
+        try:
+            await asyncio.to_thread(sweep, platform.pipeline)
+            await asyncio.to_thread(platform.pipeline.counters.release, 300.0)
+        except GenwardError:
+            pass  # the log or the store is away: requests are refused meanwhile, the next round tries again
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+application = Late()
+
+
+def _closed(app: Any) -> Guard:
+    """The guard around BentoML itself: only our routes reach it."""
+    return Guard(app, rules(), max_body=int(os.environ.get("GENWARD_SERVER__MAX_BODY", 1 << 20)))
+
+
+@bentoml.asgi_app(application, path="/")
+@bentoml.service(
+    name="genward",
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+    traffic={"timeout": 3600, "max_concurrency": 4096},
+)
+class Gateway:
+    """Serves the state folder that GENWARD_STATE names."""
+
+
+Gateway.add_asgi_middleware(_closed)

@@ -1,0 +1,191 @@
+"""The guard: outermost ASGI middleware, deny by default.
+
+Only listed (method, path) pairs pass, with one content type each and a capped body that is strict JSON. Everything that
+the server underneath would answer by itself (its documentation, schema, metrics) is not listed, so it is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from genward.errors import GenwardError, UsageError
+from genward_services.problem import problem_response
+
+MAX_DEPTH = 16
+MAX_DIGITS = 20  # of an integer
+BODY_SECONDS = 20.0  # in which a body must have arrived
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A method and the paths it may be used on; `content` is the one type a body must have, empty for no body."""
+
+    method: str
+    path: re.Pattern[str]
+    content: str = ""
+
+
+class Refused(GenwardError):
+    """What the guard says no to, with its own status."""
+
+    def __init__(self, status: int, title: str, what: str) -> None:
+        super().__init__(what)
+        self.status, self.title = status, title
+
+
+class Guard:
+    """ASGI middleware around everything else."""
+
+    def __init__(self, app: ASGIApp, rules: Sequence[Rule], max_body: int) -> None:
+        self._app, self._rules, self._max_body = app, rules, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:  # a websocket is closed before it is accepted
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        secured = _secured(send)
+        try:
+            rule = self._rule(scope)
+            body = await self._body(scope, rule, receive)
+        except GenwardError as error:
+            await problem_response(error)(scope, receive, secured)
+            return
+        await self._app(scope, _replayed(body, receive), secured)
+
+    def _rule(self, scope: Scope) -> Rule:
+        path, method = scope["path"], scope["method"]
+        here = [rule for rule in self._rules if rule.path.fullmatch(path)]
+        if not here:
+            raise Refused(404, "not found", "there is nothing at this path")
+        for rule in here:
+            if rule.method == method or (method == "HEAD" and rule.method == "GET"):
+                return rule
+        raise Refused(405, "method not allowed", f"use {', '.join(sorted({rule.method for rule in here}))}")
+
+    async def _body(self, scope: Scope, rule: Rule, receive: Receive) -> bytes:
+        headers = _headers(scope)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._max_body:
+            raise Refused(413, "body too large", f"a body has at most {self._max_body} bytes")
+        try:
+            body = await asyncio.wait_for(self._collect(receive), BODY_SECONDS)
+        except TimeoutError:
+            raise Refused(408, "request timeout", "the body did not arrive in time") from None
+        if not rule.content:
+            if body:
+                raise Refused(400, "bad request", "this request has no body")
+            return b""
+        sent = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if sent != rule.content.encode() or b"content-encoding" in headers:
+            raise Refused(415, "unsupported media type", f"send {rule.content}, not compressed")
+        check_json(body)
+        return body
+
+    async def _collect(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "bad request", "the client left")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body:
+                raise Refused(413, "body too large", f"a body has at most {self._max_body} bytes")
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+def check_json(body: bytes) -> Any:
+    """The value of a strict JSON object; UsageError for doubled keys, NaN, deep nesting, long numbers, bad UTF-8."""
+    if _depth(body) > MAX_DEPTH:
+        raise UsageError(f"the JSON is nested deeper than {MAX_DEPTH}")
+    try:
+        value = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short
+        )
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not strict JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError("the body is not a JSON object")
+    return value
+
+
+def _depth(body: bytes) -> int:
+    """The deepest nesting, brackets in strings counted too: a bound, found without parsing."""
+    depth = deepest = 0
+    for byte in body:
+        if byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _short(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("a number is too long")
+    return int(text)
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    return {name.lower(): value for name, value in scope["headers"]}
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the collected body once, then what else comes (a disconnect)."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _secured(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *_SECURITY]}
+        await send(message)
+
+    return sending
+
+
+def rule(method: str, pattern: str, content: str = "") -> Rule:
+    """A rule from a pattern in which {name} stands for one path segment and {path} for the rest."""
+    escaped = re.escape(pattern).replace(r"\{path\}", r"[A-Za-z0-9/._-]+")
+    return replace(Rule(method, re.compile(re.sub(r"\\\{[a-z]+\\\}", "[^/]+", escaped))), content=content)

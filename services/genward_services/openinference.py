@@ -1,0 +1,83 @@
+"""The Open Inference Protocol (v2) on tables: `infer` asks for rows, through the same pipeline as every route.
+
+Inputs: `n` INT64 [1]; optionally `from` INT64 [1] and `where` BYTES [k]. Outputs: one tensor a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from genward.errors import NotFound, UsageError
+from genward.request import Ask
+
+if TYPE_CHECKING:
+    from genward.api import Platform
+
+_TYPES = {"numeric": "FP64", "integer": "INT64", "datetime": "BYTES", "categorical": "BYTES", "boolean": "BOOL"}
+
+
+async def metadata(platform: Platform, request: Request) -> Response:
+    """GET /v2/models/{name}."""
+    from genward_services.app import key_of
+
+    principal = await platform.pipeline.read(key_of(request), "read")
+    name = request.path_params["name"]
+    info = platform.registry.resolve(name)
+    if principal.tenant not in info.tenants and "*" not in info.tenants:
+        raise NotFound(f"no release {name!r}")
+    schema = platform.pipeline.shelf.get(info).codec.schema
+    outputs = [{"name": c.name, "datatype": _TYPES[c.kind], "shape": [-1]} for c in schema.columns]
+    inputs = [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in _INPUTS.items()]
+    about = {"name": info.name, "versions": [str(info.version)], "platform": "genward_onnxruntime"}
+    return JSONResponse({**about, "inputs": inputs, "outputs": outputs})
+
+
+_INPUTS = {"n": "INT64", "from": "INT64", "where": "BYTES"}
+
+
+async def infer(platform: Platform, request: Request) -> Response:
+    """POST /v2/models/{name}/infer."""
+    from genward_services.app import key_of
+
+    given = _inputs(orjson.loads(await request.body()))
+    start = given.get("from", [None])[0]
+    n = given.get("n", [1])[0]
+    ask = Ask(key_of(request), request.path_params["name"], n, tuple(given.get("where", [])), start)
+    if isinstance(n, int) and n > platform.pipeline.limits.held:
+        raise UsageError(f"n is {n}", remedy=f"at most {platform.pipeline.limits.held} here; /v1 streams more")
+    found = await platform.pipeline.generate(ask)
+    body = orjson.loads(found.body)
+    schema = platform.pipeline.shelf.get(platform.registry.resolve(ask.model)).codec.schema
+    columns = list(zip(*body["rows"], strict=True)) or [()] * len(schema.columns)
+    outputs = [
+        {"name": c.name, "datatype": _TYPES[c.kind], "shape": [len(data)], "data": list(data)}
+        for c, data in zip(schema.columns, columns, strict=True)
+    ]
+    name, _, version = body["model"].partition(":")
+    answer = {"model_name": name, "model_version": version, "id": found.request, "outputs": outputs}
+    return Response(orjson.dumps(answer), headers=dict(found.headers), media_type="application/json")
+
+
+def _inputs(body: Mapping[str, Any]) -> dict[str, list[Any]]:
+    inputs = body.get("inputs")
+    if not isinstance(inputs, list):
+        raise UsageError("`inputs` is a list of tensors")
+    found = {}
+    for tensor in inputs:
+        if (
+            not isinstance(tensor, dict)
+            or tensor.get("name") not in _INPUTS
+            or not isinstance(tensor.get("data"), list)
+        ):
+            raise UsageError("an input has a name (n, from or where) and data")
+        found[tensor["name"]] = tensor["data"] or [None]
+    if not all(isinstance(clause, str) for clause in found.get("where", [])):
+        raise UsageError("`where` is a list of conditions", remedy='for example ["density>5"]')
+    if any(isinstance(v, bool) or not isinstance(v, int) for v in found.get("from", [])):
+        raise UsageError("`from` is a position, 0 or more")
+    return found

@@ -1,0 +1,96 @@
+"""`genward serve`: the log's writer and the server, started together, watched, and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+from genward.api import Platform
+from genward.errors import Unavailable
+from genward.state import State
+
+READY_SECONDS = 60.0
+_SERVICE = "genward_services.gateway:Gateway"
+
+
+def run(state: Path, *, host: str | None, port: int | None, workers: int | None) -> None:
+    """Serve until interrupted; Unavailable when the server does not come up."""
+    platform = Platform.open(state)
+    server = platform.state.config.server
+    address = host or server.host
+    number = _port(address, server.port if port is None else port)
+    platform.audit.vkey()  # the writer runs, or says why not, before anything listens
+    process = _start(platform.state, address, number, workers or server.workers)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _wait_ready(process, f"http://{address}:{number}")
+        print(f"serving at http://{address}:{number}", flush=True)
+        while process.poll() is None:
+            platform.audit.vkey()
+            time.sleep(0.5)
+        raise Unavailable("the server ended by itself", remedy="its last words are above")
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        _stop(process)
+        platform.close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _port(host: str, port: int) -> int:
+    """The port, or any free one for 0."""
+    if port:
+        return port
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(state: State, host: str, port: int, workers: int) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "GENWARD_STATE": str(state.folder),
+        "GENWARD_SERVER__MAX_BODY": str(state.config.server.max_body),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(state.run_dir / "bentoml"),
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [sys.executable, "-m", "bentoml", "serve", _SERVICE, "--host", host, "--port", str(port)]
+    words += ["--api-workers", str(workers)]
+    with (state.run_dir / "server.log").open("ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise Unavailable("the server did not start", remedy="see run/server.log in the state folder")
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - our own address
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise Unavailable("the server is not ready in time", remedy="see run/server.log in the state folder")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask nicely, then not."""
+    for number, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            try:
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
