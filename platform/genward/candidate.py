@@ -14,7 +14,7 @@ from genward.errors import IntegrityError, NotFound
 if TYPE_CHECKING:
     from torch import nn
 
-    from genward.data.codec import Codec
+    from genward.data.codec import TableCodec
     from genward.family import Family
     from genward.plugins import Plugins
 
@@ -44,7 +44,7 @@ class Candidate:
     folder: Path
     family: Family
     config: Any
-    codec: Codec
+    codec: TableCodec
     train: Any = None  # pyarrow tables, there while a release measures: rows trained on,
     test: Any = None  # rows held out,
     synthetic: Any = None  # rows the exported graph made with a public key
@@ -64,7 +64,7 @@ class Candidate:
         return found
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe, plugins: Plugins, codec: Codec) -> Candidate:
+    def create(cls, folder: Path, recipe: Recipe, plugins: Plugins, codec: TableCodec) -> Candidate:
         """Write a new candidate's folder."""
         folder.mkdir(parents=True)
         _write(folder / "codec.json", codec.to_json())

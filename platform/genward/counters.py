@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,10 +135,8 @@ class Counters:
 
     def close(self) -> None:
         """Return what was not spent and close the store."""
-        try:
+        with suppress(Conflict):  # somebody else holds the row: what is left counts as spent
             self.release()
-        except Conflict:  # somebody else holds the row: what is left counts as spent
-            pass
         self.store.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genward.contracts import Rows
 
@@ -17,8 +18,8 @@ class RowsDigest:
 
     def __init__(self) -> None:
         self._outer = hashlib.sha256()
-        self._numbers: list[np.ndarray] = []  # type: ignore[type-arg]
-        self._codes: list[np.ndarray] = []  # type: ignore[type-arg]
+        self._numbers: list[NDArray[np.float64]] = []
+        self._codes: list[NDArray[np.int32]] = []
         self._held = 0
         self.rows = 0
 

@@ -74,7 +74,12 @@ class Registry:
         if tenant not in self.tenants():
             raise NotFound(f"no tenant {tenant!r}", remedy="`genward tenant add` makes one")
         prefix, key, digest = self._keys.make()
-        row = {"prefix": prefix, "hash": digest, "tenant": tenant, "roles": json.dumps(sorted(set(roles)))}
+        row: dict[str, Any] = {
+            "prefix": prefix,
+            "hash": digest,
+            "tenant": tenant,
+            "roles": json.dumps(sorted(set(roles))),
+        }
         row |= {"label": label, "created": time.time(), "expires": expires}
         self._write(lambda c: c.execute(insert(m.api_keys).values(**row)))
         return prefix, key

@@ -155,11 +155,13 @@ class Pipeline:
         """The release and the predicate; a release the caller may not see is not there for him."""
         with call.timed("find"):
             info = self.registry.resolve(call.ask.model)
-            call.served = self.shelf.at_hand(info) or await asyncio.to_thread(self.shelf.get, info)
-            if info != call.served.info:  # granted anew since it was opened
-                call.served.info = info
+            if self._principal(call).tenant not in info.tenants and "*" not in info.tenants:
+                raise NotFound(f"no release {call.ask.model!r}", remedy="`genward model list` shows them")
+            at_hand = self.shelf.at_hand(info)
+            served = await asyncio.to_thread(self.shelf.get, info) if at_hand is None else at_hand
+            served.info, call.served = info, served  # grants may be newer than the open release
             _check_count(call.ask.n, self.limits.max_rows)
-            call.predicate = Predicate.parse(call.ask.where, call.served.codec.schema)
+            call.predicate = Predicate.parse(call.ask.where, served.codec.schema)
 
     def _admit(self, call: Call) -> None:
         with call.timed("admit"):

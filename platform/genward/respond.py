@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from genward.contracts import Rows
 from genward.errors import UsageError
@@ -194,15 +195,15 @@ def _columns(codec: TableCodec, rows: Rows) -> list[list[Any]]:
     return found
 
 
-def _number_column(values: np.ndarray, kind: str) -> list[Any]:  # type: ignore[type-arg]
+def _number_column(values: NDArray[np.float64], kind: str) -> list[Any]:
     if kind == "datetime":
         stamps = np.where(np.isnan(values), np.nan, values)
         return [None if v != v else np.datetime_as_string(np.datetime64(int(v), "s")) + "Z" for v in stamps.tolist()]
     if kind == "integer":
         if not np.isnan(values).any():
-            return values.astype(np.int64).tolist()  # type: ignore[no-any-return]
+            return list(values.astype(np.int64).tolist())
         return [None if v != v else int(v) for v in values.tolist()]
-    return values.tolist()  # type: ignore[no-any-return]  # NaN becomes null in orjson
+    return list(values.tolist())  # NaN becomes null in orjson
 
 
 def _plain(table: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Large responses: a durable grant, pieces computed in threads, the last piece held back until the settle is durable."""
+"""Large responses: a durable grant, pieces from threads, the last one held back until the settle is durable."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _records_do_not_couple(subject: _Subject) -> None:
 def _gradients_exist(subject: _Subject) -> None:
     for objective in subject.objectives():
         subject.network.zero_grad()
-        objective.loss(subject.network, subject.record, subject.noise(objective.noise), 0.5).mean().backward()
+        objective.loss(subject.network, subject.record, subject.noise(objective.noise), 0.5).mean().backward()  # type: ignore[no-untyped-call]
         moved = [p for p in subject.network.parameters() if p.grad is not None and bool(p.grad.isfinite().all())]
         _require(bool(moved), f"{type(objective).__name__} moves no parameter", subject)
 

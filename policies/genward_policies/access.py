@@ -21,9 +21,7 @@ class AccessConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    roles: Mapping[Action, Annotated[tuple[Role, ...], Field(min_length=1)]] = Field(
-        default_factory=lambda: {"generate": ("consumer",)}, description="who may do what"
-    )
+    roles: Mapping[Action, Annotated[tuple[Role, ...], Field(min_length=1)]] = Field(description="who may do what")
 
 
 class Access(Policy):

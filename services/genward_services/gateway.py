@@ -74,4 +74,4 @@ class Gateway:
     """Serves the state folder that GENWARD_STATE names."""
 
 
-Gateway.add_asgi_middleware(_closed)
+Gateway.add_asgi_middleware(_closed)  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +53,7 @@ def check(name: Annotated[str, typer.Argument(help="Distribution name of an inst
     plugins = Plugins.load([name])
     if plugins.broken:
         raise CheckFailed(plugins.broken[0].reason, where=name, remedy="see the traceback in `genward doctor`")
-    found = [*plugins.families.values(), *plugins.policies.values()]
+    found: list[Any] = [*plugins.families.values(), *plugins.policies.values()]
     if not found:
         raise UsageError("brings no family and no policy", where=name)
     for cls in found:
