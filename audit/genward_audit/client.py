@@ -94,6 +94,12 @@ class AuditClient:
         found: dict[str, Any] = json.loads(self._ask(p.STATS))
         return found
 
+    async def detach(self) -> None:
+        """Close the running event loop's connection and wait until it is closed."""
+        pipe = self._pipes.pop(asyncio.get_running_loop(), None)
+        if pipe is not None:
+            await pipe.closed()
+
     def close(self) -> None:
         """Let go of this thread's connection and of those of event loops."""
         connection = getattr(self._local, "connection", None)
@@ -274,6 +280,12 @@ class _Pipe(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    async def closed(self) -> None:
+        """Close, and come back when the connection is gone."""
+        self.close()
+        while self._transport is not None:
+            await asyncio.sleep(0)
 
 
 def _result(status: int, reply: bytes) -> bytes:

@@ -9,16 +9,17 @@ answer = platform.client(platform.create_key("acme", ["consumer"])).generate("al
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import entry_points, version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import receipt as receipts
 from genward import record
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from genward.state import State
 
 _log = logging.getLogger("genward")
+_T = TypeVar("_T")
 _OPERATOR = "operator"  # the actor of acts on local state, where no key was named
 
 
@@ -150,8 +152,19 @@ class Platform:
 
         return LocalClient(self, key)
 
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run asynchronous work, the pipeline's, on this platform's own event loop."""
+        return self._runner.run(work)
+
+    @cached_property
+    def _runner(self) -> asyncio.Runner:
+        return asyncio.Runner()
+
     def close(self) -> None:
         """Let go of databases and of the log."""
+        if "_runner" in self.__dict__:
+            self._runner.run(self.audit.detach())
+            self.__dict__.pop("_runner").close()
         for name in ("pipeline", "registry", "audit"):
             part = self.__dict__.pop(name, None)
             if name == "pipeline" and part is not None:

@@ -1,7 +1,8 @@
 """API keys: `gw_<prefix>_<secret>_<checksum>`.
 
 The prefix (8 characters) is public and names the key; the secret is 256 random bits, base64url; the checksum is CRC-32
-in hex, so that a mistyped key or a leaked string is recognised without a database. Stored is HMAC-SHA256(pepper, secret).
+in hex, so that a mistyped key or a leaked string is recognised without a database. What is stored is
+HMAC-SHA256(pepper, secret).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import urllib.error
@@ -138,7 +137,7 @@ class LocalClient:
         from genward.request import Ask
 
         ask = Ask(self._key, model, n, tuple(where), start, _media(format))
-        body, headers = asyncio.run(_collected(self._platform.pipeline, ask))
+        body, headers = self._platform.run(_collected(self._platform.pipeline, ask))
         return Answer(body, headers, {"model": model, **asked(n, where, start)}, self)
 
     def receipt(self, request: str, wait: float = 10.0) -> Mapping[str, Any]:

@@ -157,6 +157,9 @@ class AuditSink(Protocol):
     def vkey(self) -> str:
         """The log's verifier key, to be handed to whoever checks receipts."""
 
+    async def detach(self) -> None:
+        """Let go of the running event loop's connection, before the loop ends."""
+
     def close(self) -> None: ...
 
 

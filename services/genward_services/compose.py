@@ -53,6 +53,9 @@ class Log:
     def vkey(self) -> str:
         return str(self._vkey)
 
+    async def detach(self) -> None:
+        await self._client.detach()
+
     def close(self) -> None:
         self._client.close()
 

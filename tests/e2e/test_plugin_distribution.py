@@ -1,4 +1,4 @@
-"""An out-of-tree plugin: built as a wheel, installed beside ours in an environment of its own, trained, released, served."""
+"""An out-of-tree plugin: built as a wheel, installed in an environment of its own, trained, released, served."""
 
 from __future__ import annotations
 
