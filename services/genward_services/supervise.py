@@ -26,13 +26,14 @@ def run(state: Path, *, host: str | None, port: int | None, workers: int | None)
     platform = Platform.open(state)
     server = platform.state.config.server
     address = host or server.host
-    number = _port(address, server.port if port is None else port)
+    free = _port(address, server.port if port is None else port)
     platform.audit.vkey()  # the writer runs, or says why not, before anything listens
-    process = _start(platform.state, address, number, workers or server.workers)
-    signal.signal(signal.SIGTERM, _interrupt)
+    process = _start(platform.state, address, free, workers or server.workers)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background shell starts us with SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
-        _wait_ready(process, f"http://{address}:{number}")
-        print(f"serving at http://{address}:{number}", flush=True)
+        _wait_ready(process, f"http://{address}:{free}")
+        print(f"serving at http://{address}:{free}", flush=True)
         while process.poll() is None:
             platform.audit.vkey()
             time.sleep(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,16 +38,15 @@ def _commands(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_a_page_exists(page: Path) -> None:
-    import click
     from typer.main import get_command
 
     from genward.cli import command_line
 
     root = get_command(command_line())
     for line in _commands(page.read_text()):
-        command: click.Command = root
+        command: Any = root
         for word in line.split():
-            if not isinstance(command, click.Group):
+            if not hasattr(command, "commands"):
                 break
             assert word in command.commands, f"{page.name}: genward {line}: no command {word!r}"
             command = command.commands[word]

@@ -9,7 +9,9 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,14 +47,27 @@ def genward(home: Path) -> Iterator[object]:
     """The command line of that environment, on a state folder that allows the plugin."""
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "GENWARD_STATE": str(home / "state"), "OMP_NUM_THREADS": "1"}
 
-    def call(*words: str, ok: bool = True) -> dict[str, object]:
+    def call(*words: str, ok: bool = True, text: bool = False) -> Any:
         python = str(home / "env" / "bin" / "python")
         done = _run(python, "-m", "genward.cli", "--json", *words, env=env, ok=ok)
-        return json.loads(done.stdout if ok else done.stderr.splitlines()[-1])
+        return done.stderr if text else json.loads(done.stdout if ok else done.stderr.splitlines()[-1])
 
     call("init", "--tenant", "acme", "--unsafe-single-operator")
     (home / "state" / "genward.yaml").write_text("plugins: [genward, genward-example]\nunsafe_single_operator: true\n")
     yield call
+
+
+@contextmanager
+def _served(python: str, env: dict[str, str]) -> Iterator[str]:
+    """The address of a server of that environment."""
+    command = [python, "-m", "genward.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            line = process.stdout.readline()
+            assert "http://" in line
+            yield line.split()[-1]
+        finally:
+            process.terminate()
 
 
 def test_the_package_comes_from_the_wheel_not_from_the_checkout(home: Path) -> None:
@@ -75,6 +90,9 @@ def test_a_stranger_s_family_is_trained_released_and_answers(home: Path, genward
     python = str(home / "env" / "bin" / "python")
     _run(python, "-m", "genward.cli", "generate", "alloys", "-n", "7", "--key", str(key), "-o", str(out), env=env)
     assert len(out.read_text().splitlines()) == 8
+    with _served(python, env) as url:
+        answer = genward("generate", "alloys", "-n", "3", "--key", str(key), "--url", url, "-o", str(out), text=True)
+        assert "rows=3" in answer
 
 
 def test_a_stranger_s_policy_is_obeyed(home: Path, genward) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -124,8 +123,8 @@ def _serve(folder: Path) -> Iterator[_Server]:
     except KeyboardInterrupt:
         print("\nstopping the server")
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def _address(process: subprocess.Popen[str]) -> str:

@@ -1,0 +1,1 @@
+"""Measured comparisons: one module a subject, ratios from one run, JSON under `benchmarks/results/`."""

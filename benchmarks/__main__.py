@@ -1,0 +1,22 @@
+"""`make bench`: run every benchmark, or those named. `make bench ARGS="engine quality"`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("engine", "bundle", "audit_append", "audit_verify", "quality", "serving")
+
+
+def main() -> int:
+    """Each in a process of its own, one after the other."""
+    wanted = sys.argv[1:] or list(NAMES)
+    unknown = set(wanted) - set(NAMES)
+    if unknown:
+        print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    return max(subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode for name in wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
