@@ -28,7 +28,6 @@ _grants = Table(
     "open_grants",
     _metadata,
     Column("request", Text, primary_key=True),
-    Column("entry", BigInteger, nullable=False),
     Column("body", Text, nullable=False),  # the settle entry's fields, as JSON
     Column("deadline", Float, nullable=False),
 )
@@ -118,10 +117,16 @@ class Counters:
 
     # open grants
 
-    def open_grant(self, request: str, entry: int, body: str, deadline: float) -> None:
+    def open_grant(self, request: str, body: str, deadline: float) -> None:
         """Remember a stream's grant until it is settled."""
         with self.store.begin() as c:
-            c.execute(insert(_grants).values(request=request, entry=entry, body=body, deadline=deadline))
+            c.execute(insert(_grants).values(request=request, body=body, deadline=deadline))
+
+    def claim_grant(self, request: str, deadline: float, until: float) -> bool:
+        """Put off an open grant's deadline, and own it; False when somebody else moved it or settled the grant."""
+        mine = (_grants.c.request == request) & (_grants.c.deadline == deadline)
+        with self.store.begin() as c:
+            return bool(c.execute(update(_grants).where(mine).values(deadline=until)).rowcount)
 
     def close_grant(self, request: str) -> bool:
         """Forget a grant; False when somebody else settled it first."""

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from genward import record
@@ -205,7 +205,9 @@ class Pipeline:
 
     def _encoded(self, call: Call, page: Page) -> bytes:
         with call.timed("encode"):
-            return self._encoder(call).whole(page.rows)
+            chosen = self._encoder(call)
+            chosen.exhausted = page.exhausted
+            return chosen.whole(page.rows)
 
     def _encoder(self, call: Call) -> Encoder:
         served = _served(call)
@@ -231,7 +233,7 @@ class Pipeline:
 
         stream = Stream(self, call)
         index = await stream.grant()
-        headers = self._headers(call, index, None)
+        headers = self._headers(call, index, None) | stream.headers()
         return Response(call.id, call.ask.media, headers, pieces=stream.pieces())
 
     # what is shared
@@ -267,7 +269,7 @@ class Pipeline:
         """Settle leases and let policies observe; failing here changes nothing for the caller."""
         self._counts[f'requests_total{{status="{outcome.status}"}}'] += 1
         self._counts["rows_total"] += outcome.rows
-        leases, call.admission = call.admission.leases, Admission(False, call.admission.reasons)
+        leases, call.admission = call.admission.leases, replace(call.admission, leases=())
         if call.policies is None:
             return
         try:

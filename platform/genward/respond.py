@@ -1,6 +1,8 @@
 """Rows on the wire: JSON, CSV, Arrow stream and Parquet, whole or piece by piece.
 
-JSON is {"request", "model", "columns": [...], "rows": [[...], ...]}; missing values are null.
+JSON is {"request", "model", "columns": [...], "rows": [[...], ...]}; missing values are null. When there were fewer
+rows than were asked for, JSON ends with "exhausted": true and Parquet's metadata say so; headers say so where it is
+known before the first byte.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Encoder(ABC):
 
     def __init__(self, codec: TableCodec, facts: Mapping[str, str]) -> None:
         self.codec, self.facts = codec, facts
+        self.exhausted = False  # set before `end`: there are fewer rows than were asked for
 
     def start(self) -> bytes:
         """What stands before the first rows."""
@@ -87,7 +90,7 @@ class JsonEncoder(Encoder):
         return lead + body
 
     def end(self) -> bytes:
-        return b"]}"
+        return b'],"exhausted":true}' if self.exhausted else b"]}"
 
 
 class CsvEncoder(Encoder):
@@ -165,6 +168,11 @@ class ParquetEncoder(ArrowEncoder):
         import pyarrow.parquet
 
         return pyarrow.parquet.ParquetWriter(sink, self._schema)
+
+    def end(self) -> bytes:
+        if self.exhausted:
+            self._writer.add_key_value_metadata({"genward.exhausted": "true"})
+        return super().end()
 
 
 _ENCODERS: Mapping[str, type[Encoder]] = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from genward import record
-from genward.contracts import Outcome, Rows
+from genward.contracts import Outcome, Rows, Status
 from genward.digest import RowsDigest
 from genward.errors import GenwardError, Unavailable
 from genward.table import PageRows
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("genward.stream")
 PIECE = 8192  # rows computed and encoded at a time
+CLAIM_SECONDS = 60.0  # in which a sweeper that took an overdue grant must have settled it
 GRANT = 1_000_000  # rows of one grant: what a crash can charge without delivering
 
 
@@ -40,8 +41,10 @@ class Stream:
         self._request = call.id
         self._links = 0
         self._fields = pipeline._fields(call)
-        self._leases = call.admission.leases
         self._exhausted = False
+        self._settling: asyncio.Task[None] | None = None
+        self._until = 0.0  # the open grant's deadline in the store, by which it is ours
+        self._lost = 0  # rows of grants that the sweeper settled
 
     async def grant(self) -> int:
         """Make the first grant durable; returns its index. Nothing may leave before."""
@@ -50,14 +53,19 @@ class Stream:
             self._served, self._tenant, call.predicate, call.admission.cells, call.ask.n, call.ask.start
         )
         self._at = self._plan.start
-        index = await self._next_grant()
-        call.admission = type(call.admission)(True, headers=call.admission.headers)  # the leases are the stream's now
-        return index
+        return await self._next_grant()
+
+    def headers(self) -> dict[str, str]:
+        """Where the stream begins, and whether the supply is known to end before it."""
+        found = {"genward-from": str(self._at % self._plan.walk.length if self._plan.walk.length else 0)}
+        ends = self._served.table.slots is not None and self._plan.walk.length < self._left
+        return found | ({"genward-exhausted": "true"} if ends else {})
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body. However it ends, the open grant is settled: as served, or as aborted and charged whole."""
         encoder = self._pipeline._encoder(self._call)
         held = encoder.start()
+        self._pipeline._under_way += 1  # a stream keeps its place in the queue until it ends
         try:
             while True:
                 digest, begun = RowsDigest(), self._at
@@ -66,13 +74,15 @@ class Stream:
                     if held:
                         yield held
                     held = await asyncio.to_thread(encoder.piece, rows)
-                await self._settle("served", digest, begun)
+                await self._settle(digest, begun)
                 if self._left <= 0 or self._exhausted:
                     break
                 await self._next_grant()
+            encoder.exhausted = self._left > 0
             yield held + encoder.end()
         finally:
-            await self._finish()
+            self._pipeline._under_way -= 1
+            await asyncio.shield(_kept(self._finish()))  # a cancelled response cancels whatever it awaits next
 
     async def _rows(self) -> AsyncIterator[Rows]:
         """Rows of the present grant, computed in a thread, piece by piece."""
@@ -98,30 +108,43 @@ class Stream:
     # the log
 
     async def _next_grant(self) -> int:
+        """Noted in the store first, so that a crash on either side of the log's entry leaves nothing unsettled."""
         self._grant_rows = min(self._left, GRANT)
         self._request = self._call.id if self._links == 0 else f"{self._call.id}/{self._links}"
         self._links += 1
         fields = self._fields | {"request": self._request}
         plan = self._fields_of(self._at, self._grant_rows)
-        self._index = await self._pipeline.audit.append_async(record.entry("grant", **fields, plan=plan))
         body = orjson.dumps({**fields, "plan": plan}).decode()
-        until = self._pipeline.clock() + self._lifetime()
-        await asyncio.to_thread(self._pipeline.counters.open_grant, self._request, self._index, body, until)
+        counters = self._pipeline.counters
+        self._until = self._pipeline.clock() + self._lifetime()
+        await asyncio.to_thread(counters.open_grant, self._request, body, self._until)
+        self._index = await self._pipeline.audit.append_async(record.entry("grant", **fields, plan=plan))
         return self._index
 
     def _lifetime(self) -> float:
         """Seconds after which a grant without a settle is lost: generous, since another worker's stream may be slow."""
         return self._pipeline.limits.deadline * (2 + self._grant_rows / PIECE)
 
-    async def _settle(self, status: str, digest: RowsDigest, begun: int) -> None:
-        fields = self._fields | {"request": self._request, "status": status, "grant": self._index}
-        plan = self._fields_of(begun, self._at - begun)
+    async def _settle(self, digest: RowsDigest, begun: int) -> None:
+        """To its end even when the response is cancelled meanwhile: a grant is settled once."""
         out = {"rows": digest.rows, "digest": digest.final()}
-        await self._pipeline.audit.append_async(record.entry("settle", **fields, plan=plan, out=out))
-        await asyncio.to_thread(self._pipeline.counters.close_grant, self._request)
+        self._settling = _kept(self._close("served", out, self._fields_of(begun, self._at - begun)))
+        await asyncio.shield(self._settling)
         self._left -= digest.rows
-        self._delivered += digest.rows
+
+    async def _close(self, status: str, out: dict[str, Any], plan: Any = None) -> None:
+        """Settle the open grant, unless the sweeper took it for lost: then nothing more may leave."""
+        counters = self._pipeline.counters
+        until = self._pipeline.clock() + self._lifetime()
+        if not await asyncio.to_thread(counters.claim_grant, self._request, self._until, until):
+            self._index = -1
+            self._lost += self._grant_rows
+            raise Unavailable("the stream took too long and is settled as lost", where=self._request)
+        fields = self._fields | {"request": self._request, "status": status, "grant": self._index}
+        await self._pipeline.audit.append_async(record.entry("settle", **fields, plan=plan, out=out))
         self._index = -1
+        self._delivered += out["rows"]
+        await asyncio.to_thread(counters.close_grant, self._request)
 
     def _fields_of(self, start: int, n: int) -> Any:
         table = self._served.table
@@ -131,29 +154,46 @@ class Stream:
 
     async def _finish(self) -> None:
         """Settle what is open, and the leases; an aborted grant is charged whole."""
-        outcome = Outcome("served", self._delivered)
+        if self._settling is not None:
+            await asyncio.wait([self._settling])
+        status: Status = "served"
         if self._index >= 0:
-            outcome = Outcome("aborted", self._delivered + self._grant_rows)
+            status = "aborted"
             try:
-                fields = self._fields | {"request": self._request, "status": "aborted", "grant": self._index}
-                out = {"rows": self._grant_rows}
-                await asyncio.shield(self._pipeline.audit.append_async(record.entry("settle", **fields, out=out)))
-                self._pipeline.counters.close_grant(self._request)
+                await self._close(status, {"rows": self._grant_rows})
             except GenwardError:
                 _log.exception("stream %s is left to the sweeper", self._request)
-        self._policies.settle(self._leases, outcome)
-        self._policies.observe(self._call.request, outcome)
+        self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost))
+
+
+_ENDINGS: set[asyncio.Task[None]] = set()
+
+
+def _kept(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that somebody holds on to: the event loop alone would not."""
+    task = asyncio.get_running_loop().create_task(work)
+    _ENDINGS.add(task)
+    task.add_done_callback(_ENDINGS.discard)
+    return task
 
 
 def sweep(pipeline: Pipeline) -> int:
     """Settle grants whose deadline has passed as lost, charged whole; returns how many."""
-    found = 0
-    for row in pipeline.counters.overdue(pipeline.clock()):
-        if not pipeline.counters.close_grant(row["request"]):
-            continue
-        fields = orjson.loads(row["body"])
-        out = {"rows": int(fields.pop("plan")["n"])}
-        entry = record.entry("settle", **fields, status="lost", grant=row["entry"], out=out)
-        pipeline.audit.append(entry)
-        found += 1
+    found, now = 0, pipeline.clock()
+    for row in pipeline.counters.overdue(now):
+        if pipeline.counters.claim_grant(row["request"], row["deadline"], now + CLAIM_SECONDS):
+            found += _lost(pipeline, row)
+            pipeline.counters.close_grant(row["request"])
     return found
+
+
+def _lost(pipeline: Pipeline, row: Mapping[str, Any]) -> bool:
+    """Write the settle that is missing; the log knows whether a grant was given, or settled before a crash."""
+    entries = {index: orjson.loads(pipeline.audit.entry(index)) for index in pipeline.audit.find(row["request"])}
+    grants = [index for index, entry in entries.items() if entry["event"] == "grant"]
+    if not grants or any(entry["event"] == "settle" for entry in entries.values()):
+        return False
+    fields = orjson.loads(row["body"])
+    out = {"rows": int(fields.pop("plan")["n"])}
+    pipeline.audit.append(record.entry("settle", **fields, status="lost", grant=grants[0], out=out))
+    return True
