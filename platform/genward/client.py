@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from genward import errors
 
@@ -53,10 +55,17 @@ class Answer:
 
 
 class Client(Protocol):
-    """What both clients do."""
+    """What both clients do. With `into` the body is written there as it comes, and memory stays flat."""
 
     def generate(
-        self, model: str, *, n: int, where: Sequence[str] = (), start: int | None = None, format: str = "json"
+        self,
+        model: str,
+        *,
+        n: int,
+        where: Sequence[str] = (),
+        start: int | None = None,
+        format: str = "json",
+        into: BinaryIO | None = None,
     ) -> Answer: ...
 
     def receipt(self, request: str) -> Mapping[str, Any]: ...
@@ -90,11 +99,19 @@ class HttpClient:
         self._url, self._key, self._timeout = url.rstrip("/"), key, timeout
 
     def generate(
-        self, model: str, *, n: int, where: Sequence[str] = (), start: int | None = None, format: str = "json"
+        self,
+        model: str,
+        *,
+        n: int,
+        where: Sequence[str] = (),
+        start: int | None = None,
+        format: str = "json",
+        into: BinaryIO | None = None,
     ) -> Answer:
         body = asked(n, where, start)
         headers = {"Accept": _media(format), "Content-Type": "application/json"}
-        data, got = self._call("POST", f"/v1/models/{model}/generate", json.dumps(body).encode(), headers)
+        path = f"/v1/models/{model}/generate"
+        data, got = self._call("POST", path, json.dumps(body).encode(), headers, into)
         return Answer(data, got, {"model": model, **body}, self)
 
     def receipt(self, request: str, wait: float = 10.0) -> Mapping[str, Any]:
@@ -110,7 +127,7 @@ class HttpClient:
             time.sleep(0.2)
 
     def _call(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], into: BinaryIO | None = None
     ) -> tuple[bytes, dict[str, str]]:
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
             self._url + path, data=body, method=method, headers={**headers, "Authorization": f"Bearer {self._key}"}
@@ -118,6 +135,8 @@ class HttpClient:
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
                 found = {name.lower(): value for name, value in answer.headers.items()}
+                if into is not None:
+                    shutil.copyfileobj(answer, into)
                 return answer.read(), {**found, ":status": str(answer.status)}
         except urllib.error.HTTPError as error:
             raise _problem(error) from None
@@ -132,12 +151,19 @@ class LocalClient:
         self._platform, self._key = platform, key
 
     def generate(
-        self, model: str, *, n: int, where: Sequence[str] = (), start: int | None = None, format: str = "json"
+        self,
+        model: str,
+        *,
+        n: int,
+        where: Sequence[str] = (),
+        start: int | None = None,
+        format: str = "json",
+        into: BinaryIO | None = None,
     ) -> Answer:
         from genward.request import Ask
 
         ask = Ask(self._key, model, n, tuple(where), start, _media(format))
-        body, headers = self._platform.run(_collected(self._platform.pipeline, ask))
+        body, headers = self._platform.run(_collected(self._platform.pipeline, ask, into))
         return Answer(body, headers, {"model": model, **asked(n, where, start)}, self)
 
     def receipt(self, request: str, wait: float = 10.0) -> Mapping[str, Any]:
@@ -156,11 +182,15 @@ class LocalClient:
             time.sleep(0.05)
 
 
-async def _collected(pipeline: Pipeline, ask: Ask) -> tuple[bytes, Mapping[str, str]]:
+async def _collected(pipeline: Pipeline, ask: Ask, into: BinaryIO | None) -> tuple[bytes, Mapping[str, str]]:
     response = await pipeline.generate(ask)
+    out = io.BytesIO() if into is None else into
     if response.pieces is None:
-        return response.body, response.headers
-    return b"".join([piece async for piece in response.pieces]), response.headers
+        out.write(response.body)
+    else:
+        async for piece in response.pieces:
+            out.write(piece)
+    return out.getvalue() if isinstance(out, io.BytesIO) and into is None else b"", response.headers
 
 
 _BY_STATUS: Mapping[int, type[errors.GenwardError]] = {

@@ -120,9 +120,11 @@ def _with_samples(candidate: Candidate, dataset: Dataset, engine: Engine, plan: 
 
 
 def _quality(candidate: Candidate, dataset: Dataset, progress: Progress) -> Sequence[Evidence]:
-    from genward.evaluate import evaluate
+    """Evidence on held-out rows; `marginals.png` in the candidate's folder shows synthetic beside real."""
+    from genward.evaluate import evaluate, plots
 
     recipe = candidate.recipe
+    plots(candidate.synthetic, candidate.test, dataset.schema, candidate.folder / "marginals.png")
     return evaluate(candidate.train, candidate.test, candidate.synthetic, dataset.schema, recipe.target, progress)
 
 

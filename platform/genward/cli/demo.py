@@ -82,6 +82,7 @@ def _release(platform: Platform, quick: bool) -> Released:
     )  # fmt: skip
     _step("release", f"{released.reference} = {released.digest[:19]}, log entry {released.audit_index}")
     print(platform.evidence_text(released.reference))
+    print(f"  synthetic beside real rows, column by column: {candidate.folder / 'marginals.png'}")
     return released
 
 
