@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Column, Float, MetaData, Table, Text, delete,
 from genward.errors import Conflict
 from genward.store import Store
 
+_LARGEST = 1 << 16  # positions of a cursor in one chunk
 _metadata = MetaData()
 _counters = Table(
     "counters",
@@ -99,13 +100,19 @@ class Counters:
 
     # cursors
 
-    def advance(self, name: str, amount: int, chunk: int = 0) -> int:
-        """Reserve `amount` positions of a cursor; returns the first. Chunks make small steps cheap."""
+    def advance(self, name: str, amount: int, chunk: int = 0, most: int = 0) -> int:
+        """Reserve `amount` positions of a cursor; returns the first. Chunks make small steps cheap: the first has
+        `chunk` positions, and whoever comes back within a second takes twice as many, up to `most`."""
         with self._lock:
             held = self._chunks.setdefault(name, _Chunk())
             if held.left < amount:
-                _, end = self._take(name, amount, max(chunk, amount), 1 << 62)
-                held.left, held.used = max(chunk, amount), end
+                again = time.monotonic() - held.taken < 1
+                held.size = max(chunk, min(2 * held.size, most, _LARGEST) if again else 0)
+                got = max(held.size, amount)
+                _, end = self._take(name, amount, got, 1 << 62)
+                # nobody took in between: what was left goes on into what is new, and nothing is skipped
+                held.left = held.left + got if end - got == held.used else got
+                held.used, held.taken = end, time.monotonic()
             held.left -= amount
             held.touched = time.monotonic() + 1e9  # a cursor's chunk is not given back
             return held.used - held.left - amount
@@ -150,3 +157,5 @@ class _Chunk:
     left: int = 0
     used: int = 0  # the counter's value when the chunk was taken
     touched: float = 0.0
+    taken: float = 0.0  # when, and how much, of a cursor
+    size: int = 0

@@ -49,7 +49,11 @@ class RowsDigest:
 
 
 def digest_of(rows: Rows) -> str:
-    """The digest of rows at hand."""
+    """The digest of rows at hand; a single block without gaps is hashed as it lies in memory."""
+    plain = 0 < len(rows) <= BLOCK and rows.numbers.dtype == "<f8" and rows.codes.dtype == "<i4"
+    if plain and not np.isnan(rows.numbers).any():
+        inner = hashlib.sha256(rows.numbers.tobytes() + rows.codes.tobytes())
+        return f"sha256:{hashlib.sha256(inner.digest()).hexdigest()}"
     found = RowsDigest()
     found.update(rows)
     return found.final()

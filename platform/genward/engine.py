@@ -124,6 +124,11 @@ class Engine:
         key = self._key if key is None else key
         return all((key, index) in self._recent for index in np.unique(indices).tolist())
 
+    @property
+    def complete(self) -> bool:
+        """Whether every row of the pool has been computed."""
+        return self._dense is not None and self._dense.full
+
     def prewarm(self, limit: int | None = None, deadline: float | None = None) -> int:
         """Compute the first blocks of the pool, up to `limit` rows; how many blocks are there afterwards."""
         if self._dense is None:
@@ -144,7 +149,7 @@ class Engine:
     def _gather(self, rows: NDArray[np.int64], deadline: float | None, key: bytes) -> Block:
         indices = rows // self.table.block
         if self._dense is not None and self._own(key):
-            if missing := self._dense.missing(indices):
+            if missing := [] if self._dense.full else self._dense.missing(indices):
                 with stopping(deadline) as stop:
                     for index in missing:
                         self._block(key, index, stop)

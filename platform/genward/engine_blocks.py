@@ -67,6 +67,7 @@ class Dense:
         self._numbers = np.empty((blocks * block, numbers), dtype=np.float64)
         self._codes = np.empty((blocks * block, codes), dtype=np.int32)
         self._done = np.zeros(blocks, dtype=bool)
+        self.full = False
 
     def __len__(self) -> int:
         return len(self._done)
@@ -83,6 +84,7 @@ class Dense:
         part = slice(index * self.block, (index + 1) * self.block)
         self._numbers[part], self._codes[part] = block
         self._done[index] = True  # last: a reader that sees it sees the rows
+        self.full = bool(self._done.all())
 
     def take(self, rows: NDArray[np.int64]) -> Block:
         return Block(self._numbers.take(rows, axis=0), self._codes.take(rows, axis=0))

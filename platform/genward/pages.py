@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from genward.counters import Counters
     from genward.served import Served
 
-_CHUNK = 256  # positions of a cursor that a worker takes at once
+_CHUNK = 256  # positions of a cursor that a worker takes at once to begin with; a busy one takes more each time
+_SHARE = 16  # at most this fraction of a walk: what two workers take at once must not meet
 _MOST = 64  # without a pool: slots examined for each row asked for, before a page says it is exhausted
 _SLACK = 65_536
 _PIECE = 8192  # slots of one piece of a replay
@@ -46,17 +48,22 @@ class Plan:
 
     def at_hand(self, n: int) -> bool:
         """Whether a page of n rows is likely to compute nothing."""
-        if self.predicate is not None and self.predicate.conditions:
+        if self.predicate is not None and self.predicate.clauses:
             n *= 4
         if n > _PIECE or not self.walk.length:
             return not self.walk.length
+        if self.served.engine.complete:
+            return True
         slots = self.walk.slots(self.start, min(n, self.walk.length))
         return self.served.engine.cached(slots, self.served.own_key(self.tenant))
 
     def scan(self, n: int, fetch: Fetch) -> PageRows:
         """Examine slots until n rows pass or the supply ends."""
-        limit = None if self.served.table.slots is not None else _MOST * n + _SLACK
-        return scan(self.walk, self.start, n, fetch, self._passes(), limit)
+        passes, pooled = self._passes(), self.served.table.slots is not None
+        if passes is None and pooled and n <= self.walk.length:  # every slot counts: one look-up
+            start = self.start % self.walk.length
+            return PageRows(fetch(self.walk.slots(start, n)), start, n, False)
+        return scan(self.walk, self.start, n, fetch, passes, None if pooled else _MOST * n + _SLACK)
 
     def rows(self, scanned: int, wanted: int) -> Iterator[Rows]:
         """The rows that pass among the slots of an earlier page, piece by piece."""
@@ -71,7 +78,7 @@ class Plan:
 
     def _passes(self) -> Callable[[Rows], NDArray[np.bool_]] | None:
         predicate, codec = self.predicate, self.served.codec
-        if predicate is None or not predicate.conditions:
+        if predicate is None or not predicate.clauses:
             return None
         return lambda rows: predicate.mask(rows.numbers, rows.codes, codec)
 
@@ -95,7 +102,7 @@ class Page:
         """Rows, yield (rows that passed among slots examined), where to ask for this page again."""
         share = len(self.rows) / self.scanned if self.scanned else 0.0
         found = {"genward-rows": str(len(self.rows)), "genward-yield": f"{share:.4f}", "genward-from": str(self.start)}
-        return found | ({"genward-exhausted": "true"} if self.exhausted else {})
+        return {**found, "genward-exhausted": "true"} if self.exhausted else found
 
 
 class Pages:
@@ -121,13 +128,13 @@ class Pages:
             return Plan(served, tenant, predicate, walk, cells, start, None)
         cursor = _cursor(served, tenant, predicate, cells)
         wanted = max(1, round(n / self._yields.get(cursor, 1.0)))
-        at = self._counters.advance(cursor, wanted, chunk=_CHUNK if wanted <= _CHUNK else 0)
+        at = self._counters.advance(cursor, wanted, _CHUNK, most=walk.length // _SHARE)
         return Plan(served, tenant, predicate, walk, cells, at % walk.length if walk.length else 0, cursor)
 
     def settle(self, page: Page) -> None:
         """Move the cursor past what a filtered page examined, and learn its yield for the next one."""
         cursor = page.plan.cursor
-        if cursor is None or page.scanned == 0 or page.plan.predicate is None or not page.plan.predicate.conditions:
+        if cursor is None or page.scanned == 0 or page.plan.predicate is None or not page.plan.predicate.clauses:
             return
         reserved = max(1, round(len(page.rows) / self._yields.get(cursor, 1.0)))
         if page.scanned > reserved:
@@ -153,6 +160,10 @@ def _cells(served: Served, predicate: Predicate | None, allowed: frozenset[int] 
 
 
 def _cursor(served: Served, tenant: str, predicate: Predicate | None, cells: tuple[int, ...] | None) -> str:
-    what = (predicate.canonical() if predicate else b"[]") + repr(cells).encode()
-    label = hashlib.sha256(f"{served.bundle.digest}/{tenant}/".encode() + what).hexdigest()[:32]
-    return f"cursor/{label}"
+    what = predicate.canonical() if predicate is not None and predicate.clauses else b"[]"
+    return _label(f"{served.bundle.digest}/{tenant}/", what, cells)
+
+
+@lru_cache(4096)
+def _label(whose: str, what: bytes, cells: tuple[int, ...] | None) -> str:
+    return f"cursor/{hashlib.sha256(whose.encode() + what + repr(cells).encode()).hexdigest()[:32]}"

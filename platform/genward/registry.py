@@ -99,10 +99,13 @@ class Registry:
         if not done.rowcount:
             raise NotFound(f"no key {prefix!r}", remedy="`genward key list` shows prefixes")
 
-    def authenticate(self, key: str, now: float | None = None) -> Principal:
-        """Who a key belongs to; Unauthenticated, in the same words, for whatever is wrong with it."""
+    def authenticate(self, key: str, now: float | None = None, at: int | None = None) -> Principal:
+        """Who a key belongs to; Unauthenticated, in the same words, for whatever is wrong with it.
+
+        `at`: a change counter read just now; one look then serves all questions of a request.
+        """
         prefix, digest = self._keys.read(key)
-        row = self._cached(("key", prefix), lambda c: _key_row(c, prefix))
+        row = self._cached(("key", prefix), lambda c: _key_row(c, prefix), at)
         moment = time.time() if now is None else now
         if row is None or not self._keys.same(row["hash"], digest) or row["revoked"] is not None:
             raise Unauthenticated("the API key is not valid", remedy="ask an administrator for one")
@@ -186,9 +189,9 @@ class Registry:
             row["aliases"] = [p["alias"] for p in pointed if (p["name"], p["version"]) == (row["name"], row["version"])]
         return rows
 
-    def resolve(self, reference: str, *, retired: bool = False) -> ReleaseInfo:
+    def resolve(self, reference: str, *, retired: bool = False, at: int | None = None) -> ReleaseInfo:
         """The release behind `name` (the newest), `name:version` or `name@alias`; NotFound."""
-        found = self._cached(("release", reference, retired), lambda c: _resolve(c, reference, retired))
+        found = self._cached(("release", reference, retired), lambda c: _resolve(c, reference, retired), at)
         if found is None:
             raise NotFound(f"no release {reference!r}", remedy="`genward model list` shows them")
         info: ReleaseInfo = found
@@ -273,9 +276,9 @@ class Registry:
             raise NotFound(f"{len(found) or 'no'} policies begin with {digest!r}", remedy="`genward policy list`")
         return found[0]
 
-    def active_policy(self) -> tuple[str, str]:
+    def active_policy(self, at: int | None = None) -> tuple[str, str]:
         """Digest and text of the active policy; NotFound refuses every request."""
-        found = self._cached(("policy",), _active)
+        found = self._cached(("policy",), _active, at)
         if found is None:
             raise NotFound("no policy is active", remedy="`genward policy activate`")
         digest, text = found
@@ -293,8 +296,8 @@ class Registry:
         self._watch.soon()
         return result
 
-    def _cached(self, key: Any, load: Callable[[Connection], Any]) -> Any:
-        now = self._watch.value()
+    def _cached(self, key: Any, load: Callable[[Connection], Any], at: int | None = None) -> Any:
+        now = self._watch.value() if at is None else at
         with self._lock:
             if now != self._seen or len(self._cache) > _KEPT:
                 self._cache, self._seen = {}, now

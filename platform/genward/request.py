@@ -69,6 +69,21 @@ class Response:
     pieces: AsyncIterator[bytes] | None = None
 
 
+class _Timed:
+    """Adds the time spent inside to a stage."""
+
+    __slots__ = ("_begun", "_stage", "_times")
+
+    def __init__(self, times: dict[str, float], stage: str) -> None:
+        self._times, self._stage = times, stage
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._times[self._stage] = self._times.get(self._stage, 0.0) + time.perf_counter() - self._begun
+
+
 @dataclass
 class Call:
     """One request on its way: what is known so far, and how long each stage took."""
@@ -76,6 +91,7 @@ class Call:
     id: str
     ask: Ask
     began: float = field(default_factory=time.perf_counter)
+    seen: int | None = None  # the registry's change counter when the request came
     principal: Principal | None = None
     served: Served | None = None
     predicate: Predicate | None = None
@@ -85,13 +101,8 @@ class Call:
     times: dict[str, float] = field(default_factory=dict)
     settled: bool = False
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.times[stage] = self.times.get(stage, 0.0) + time.perf_counter() - begun
+    def timed(self, stage: str) -> _Timed:
+        return _Timed(self.times, stage)
 
     @property
     def request(self) -> Request:
@@ -149,12 +160,13 @@ class Pipeline:
 
     def _authenticate(self, call: Call) -> None:
         with call.timed("authenticate"):
-            call.principal = self.registry.authenticate(call.ask.key, self.clock())
+            call.seen = self.registry.change_counter()
+            call.principal = self.registry.authenticate(call.ask.key, self.clock(), call.seen)
 
     async def _find(self, call: Call) -> None:
         """The release and the predicate; a release the caller may not see is not there for him."""
         with call.timed("find"):
-            info = self.registry.resolve(call.ask.model)
+            info = self.registry.resolve(call.ask.model, at=call.seen)
             if self._principal(call).tenant not in info.tenants and "*" not in info.tenants:
                 raise NotFound(f"no release {call.ask.model!r}", remedy="`genward model list` shows them")
             at_hand = self.shelf.at_hand(info)
@@ -168,7 +180,7 @@ class Pipeline:
             self._decide(call, call.request)
 
     def _decide(self, call: Call, request: Request) -> None:
-        call.policies = self._active()
+        call.policies = self._active(call.seen)
         release = None if call.served is None else call.served.info
         facts = Facts(self._principal(call), self.clock(), call.policies.digest, release)
         call.admission = call.policies.admit(request, facts)
@@ -321,8 +333,8 @@ class Pipeline:
         finally:
             self._under_way -= 1
 
-    def _active(self) -> PolicySet:
-        digest, text = self.registry.active_policy()
+    def _active(self, seen: int | None) -> PolicySet:
+        digest, text = self.registry.active_policy(seen)
         if self._policies is None or self._policies[0] != digest:
             self._policies = (digest, self._make_policies(digest, text))
         return self._policies[1]

@@ -52,7 +52,7 @@ class Predicate:
     @classmethod
     def parse(cls, clauses: Sequence[str], schema: Schema) -> Predicate:
         """From strings such as "phase=cubic", "density>5", "x != 3", "phase in {fcc, bcc}"; raises UsageError."""
-        return cls.of([_split(text, schema) for text in clauses], schema)
+        return cls.of([_split(text, schema) for text in clauses], schema) if clauses else _EVERYTHING
 
     @classmethod
     def of(cls, conditions: Sequence[Condition], schema: Schema) -> Predicate:
@@ -80,6 +80,9 @@ class Predicate:
         if not table.cells:
             return (0,)
         return tuple(i for i, cell in enumerate(table.cells) if all(_overlaps(c, cell) for c in self.clauses))
+
+
+_EVERYTHING = Predicate()
 
 
 def _split(text: str, schema: Schema) -> Condition:
