@@ -156,6 +156,13 @@ class Pipeline:
             self._decide(call, Request(call.id, action, model))
         return self._principal(call)
 
+    async def refuse(self, key: str, model: str, error: GenwardError) -> None:
+        """The path of a request that cannot be read: who sent it comes first, and the refusal is recorded."""
+        call = Call(record.request_id(), Ask(key, model, 0))
+        async with self._recorded(call):
+            self._authenticate(call)
+            raise error
+
     # stages
 
     def _authenticate(self, call: Call) -> None:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
-import orjson
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genward import receipt as receipts
 from genward.api import Platform
-from genward.errors import GenwardError, NotFound, Unauthenticated, UsageError
+from genward.errors import GenwardError, NotFound, UsageError
 from genward.request import Ask
+from genward.request import Response as Found
 from genward.respond import media_type
 from genward_services import openinference
-from genward_services.guard import Guard, Rule, rule
+from genward_services.guard import PASSED, Guard, Passed, Refused, Rule, rule
 from genward_services.problem import problem_response
 
 Handler = Callable[[Platform, Request], Awaitable[Response]]
+_log = logging.getLogger("genward.http")
 _JSON = "application/json"
 _TILE = re.compile(r"(checkpoint|tile/[0-9a-z/.]+)", re.ASCII)
 _FIELDS = {"n", "where", "from"}
@@ -31,25 +31,50 @@ _FIELDS = {"n", "where", "from"}
 
 async def generate(platform: Platform, request: Request) -> Response:
     """POST /v1/models/{name}/generate: {"n": 10, "where": ["density>5"], "from": 0}."""
-    body = orjson.loads(await request.body())
-    unknown = set(body) - _FIELDS
+    body = request.scope[PASSED].value
+    return await answer(platform, await readable(platform, request, lambda: _ask(request, body)))
+
+
+async def readable(platform: Platform, request: Request, read: Callable[[], Ask]) -> Ask:
+    """What a request asks; one that cannot be read is refused by the pipeline, once it knows who sent it."""
+    try:
+        return read()
+    except GenwardError as error:
+        await platform.pipeline.refuse(key_of(request), request.path_params["name"], error)
+        raise
+
+
+def _ask(request: Request, body: Mapping[str, Any]) -> Ask:
+    unknown = body.keys() - _FIELDS
     if unknown:
         raise UsageError(
             f"unknown fields: {', '.join(sorted(unknown))}", remedy=f"known are {', '.join(sorted(_FIELDS))}"
         )
-    ask = Ask(
+    return Ask(
         key_of(request), request.path_params["name"], body.get("n", 1), _where(body), _start(body),
         media_type(request.headers.get("accept", _JSON)),
     )  # fmt: skip
-    return await answer(platform, ask)
 
 
 async def answer(platform: Platform, ask: Ask) -> Response:
     """Through the pipeline; whole, or in pieces."""
     found = await platform.pipeline.generate(ask)
     if found.pieces is None:
-        return Response(found.body, headers=dict(found.headers), media_type=found.media)
+        return Whole(found)
     return StreamingResponse(found.pieces, headers=dict(found.headers), media_type=found.media)
+
+
+class Whole(Response):
+    """A body held in memory, its headers written once."""
+
+    def __init__(self, found: Found) -> None:
+        self.status_code, self.body, self.background = 200, found.body, None
+        given = {**found.headers, "content-type": _content(found.media), "content-length": str(len(found.body))}
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
+
+
+def _content(media: str) -> str:
+    return f"{media}; charset=utf-8" if media.startswith("text/") else media
 
 
 async def models(platform: Platform, request: Request) -> Response:
@@ -133,9 +158,44 @@ def make_app(platform: Platform) -> ASGIApp:
 
 def routes_app(platform: Platform) -> ASGIApp:
     """The routes alone; only for where the guard stands around more than them."""
-    return Starlette(
-        routes=[Route(_starlette(path), _bound(platform, handler), methods=[verb]) for verb, path, handler, _ in ROUTES]
-    )
+    return Routes(platform)
+
+
+class Routes:
+    """Calls the handler of the rule by which the guard let a request through; what it did not see is not answered."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._handlers = {(verb, rule(verb, path).path): handler for verb, path, handler, _ in ROUTES}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        response = await self._answer(scope, receive)
+        await response(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        passed: Passed | None = scope.get(PASSED)
+        if passed is None:
+            return problem_response(Refused(404, "not found", "there is nothing at this path"))
+        scope["path_params"] = passed.names
+        try:
+            return await self._handlers[passed.rule.method, passed.rule.path](self._platform, Request(scope, receive))
+        except GenwardError as error:
+            return problem_response(error)
+        except Exception:
+            _log.exception("a handler failed")
+            return problem_response(GenwardError("something went wrong here"))
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Nothing to start or stop (ASGI lifespan protocol 2.0)."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
 
 
 def rules() -> list[Rule]:
@@ -143,26 +203,10 @@ def rules() -> list[Rule]:
     return [rule(method, path, content) for method, path, _, content in ROUTES]
 
 
-def _starlette(path: str) -> str:
-    return path.replace("{path}", "{path:path}")
-
-
-def _bound(platform: Platform, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        try:
-            return await handler(platform, request)
-        except GenwardError as error:
-            return problem_response(error)
-
-    return endpoint
-
-
 def key_of(request: Request) -> str:
-    """The bearer token; Unauthenticated without one."""
+    """The bearer token; empty without one, which is no valid key."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise Unauthenticated("no API key", remedy="send Authorization: Bearer KEY")
-    return token.strip()
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _where(body: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +21,9 @@ from genward_services.problem import problem_response
 MAX_DEPTH = 16
 MAX_DIGITS = 20  # of an integer
 BODY_SECONDS = 20.0  # in which a body must have arrived
+PASSED = "genward.passed"  # where a scope says what the guard found
+_KNOWN = 1024  # paths whose rules are remembered
+_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -38,6 +41,15 @@ class Rule:
     content: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A request that the guard let through: its rule, the names in its path, the value of its JSON body."""
+
+    rule: Rule
+    names: Mapping[str, str]
+    value: Any
+
+
 class Refused(GenwardError):
     """What the guard says no to, with its own status."""
 
@@ -51,6 +63,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, rules: Sequence[Rule], max_body: int) -> None:
         self._app, self._rules, self._max_body = app, rules, max_body
+        self._known: dict[str, list[tuple[Rule, Mapping[str, str]]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -63,41 +76,52 @@ class Guard:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         secured = _secured(send)
         try:
-            rule = self._rule(scope)
-            body = await self._body(scope, rule, receive)
+            rule, names = self._rule(scope["path"], scope["method"])
+            body, value = await self._body(scope, rule, receive)
         except GenwardError as error:
             await problem_response(error)(scope, receive, secured)
             return
+        scope[PASSED] = Passed(rule, names, value)
         await self._app(scope, _replayed(body, receive), secured)
 
-    def _rule(self, scope: Scope) -> Rule:
-        path, method = scope["path"], scope["method"]
-        here = [rule for rule in self._rules if rule.path.fullmatch(path)]
-        if not here:
-            raise Refused(404, "not found", "there is nothing at this path")
-        for rule in here:
+    def _rule(self, path: str, method: str) -> tuple[Rule, Mapping[str, str]]:
+        here = self._here(path)
+        for rule, names in here:
             if rule.method == method or (method == "HEAD" and rule.method == "GET"):
-                return rule
-        raise Refused(405, "method not allowed", f"use {', '.join(sorted({rule.method for rule in here}))}")
+                return rule, names
+        raise Refused(405, "method not allowed", f"use {', '.join(sorted({rule.method for rule, _ in here}))}")
 
-    async def _body(self, scope: Scope, rule: Rule, receive: Receive) -> bytes:
+    def _here(self, path: str) -> list[tuple[Rule, Mapping[str, str]]]:
+        """Rules of a path, at least one."""
+        here = self._known.get(path)
+        if here is None:
+            matched = ((rule, rule.path.fullmatch(path)) for rule in self._rules)
+            here = [(rule, found.groupdict()) for rule, found in matched if found]
+            if not here:
+                raise Refused(404, "not found", "there is nothing at this path")
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[path] = here
+        return here
+
+    async def _body(self, scope: Scope, rule: Rule, receive: Receive) -> tuple[bytes, Any]:
         headers = _headers(scope)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._max_body:
             raise Refused(413, "body too large", f"a body has at most {self._max_body} bytes")
         try:
-            body = await asyncio.wait_for(self._collect(receive), BODY_SECONDS)
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._collect(receive)
         except TimeoutError:
             raise Refused(408, "request timeout", "the body did not arrive in time") from None
         if not rule.content:
             if body:
                 raise Refused(400, "bad request", "this request has no body")
-            return b""
+            return b"", None
         sent = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if sent != rule.content.encode() or b"content-encoding" in headers:
             raise Refused(415, "unsupported media type", f"send {rule.content}, not compressed")
-        check_json(body)
-        return body
+        return body, check_json(body)
 
     async def _collect(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -119,9 +143,7 @@ def check_json(body: bytes) -> Any:
     if _depth(body) > MAX_DEPTH:
         raise UsageError(f"the JSON is nested deeper than {MAX_DEPTH}")
     try:
-        value = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short
-        )
+        value = _STRICT.decode(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the body is not strict JSON: {error}") from None
     if not isinstance(value, dict):
@@ -132,7 +154,7 @@ def check_json(body: bytes) -> Any:
 def _depth(body: bytes) -> int:
     """The deepest nesting, brackets in strings counted too: a bound, found without parsing."""
     depth = deepest = 0
-    for byte in body:
+    for byte in body.translate(None, _BRACKETS):
         if byte in b"[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -156,6 +178,9 @@ def _short(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError("a number is too long")
     return int(text)
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short)
 
 
 def _headers(scope: Scope) -> dict[bytes, bytes]:
@@ -187,5 +212,6 @@ def _secured(send: Send) -> Send:
 
 def rule(method: str, pattern: str, content: str = "") -> Rule:
     """A rule from a pattern in which {name} stands for one path segment and {path} for the rest."""
-    escaped = re.escape(pattern).replace(r"\{path\}", r"[A-Za-z0-9/._-]+")
-    return replace(Rule(method, re.compile(re.sub(r"\\\{[a-z]+\\\}", "[^/]+", escaped))), content=content)
+    escaped = re.escape(pattern).replace(r"\{path\}", r"(?P<path>[A-Za-z0-9/._-]+)")
+    named = re.sub(r"\\\{([a-z]+)\\\}", r"(?P<\1>[^/]+)", escaped)
+    return Rule(method, re.compile(named), content)

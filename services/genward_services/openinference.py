@@ -42,14 +42,10 @@ _INPUTS = {"n": "INT64", "from": "INT64", "where": "BYTES"}
 
 async def infer(platform: Platform, request: Request) -> Response:
     """POST /v2/models/{name}/infer."""
-    from genward_services.app import key_of
+    from genward_services.app import readable
 
-    given = _inputs(orjson.loads(await request.body()))
-    start = given.get("from", [None])[0]
-    n = given.get("n", [1])[0]
-    ask = Ask(key_of(request), request.path_params["name"], n, tuple(given.get("where", [])), start)
-    if isinstance(n, int) and n > platform.pipeline.limits.held:
-        raise UsageError(f"n is {n}", remedy=f"at most {platform.pipeline.limits.held} here; /v1 streams more")
+    body = orjson.loads(await request.body())
+    ask = await readable(platform, request, lambda: _ask(platform, request, body))
     found = await platform.pipeline.generate(ask)
     body = orjson.loads(found.body)
     schema = platform.pipeline.shelf.get(platform.registry.resolve(ask.model)).codec.schema
@@ -61,6 +57,16 @@ async def infer(platform: Platform, request: Request) -> Response:
     name, _, version = body["model"].partition(":")
     answer = {"model_name": name, "model_version": version, "id": found.request, "outputs": outputs}
     return Response(orjson.dumps(answer), headers=dict(found.headers), media_type="application/json")
+
+
+def _ask(platform: Platform, request: Request, body: Mapping[str, Any]) -> Ask:
+    from genward_services.app import key_of
+
+    given = _inputs(body)
+    start, n = given.get("from", [None])[0], given.get("n", [1])[0]
+    if isinstance(n, int) and n > platform.pipeline.limits.held:
+        raise UsageError(f"n is {n}", remedy=f"at most {platform.pipeline.limits.held} here; /v1 streams more")
+    return Ask(key_of(request), request.path_params["name"], n, tuple(given.get("where", [])), start)
 
 
 def _inputs(body: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -78,6 +84,6 @@ def _inputs(body: Mapping[str, Any]) -> dict[str, list[Any]]:
         found[tensor["name"]] = tensor["data"] or [None]
     if not all(isinstance(clause, str) for clause in found.get("where", [])):
         raise UsageError("`where` is a list of conditions", remedy='for example ["density>5"]')
-    if any(isinstance(v, bool) or not isinstance(v, int) for v in found.get("from", [])):
+    if any(v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 0) for v in found.get("from", [])):
         raise UsageError("`from` is a position, 0 or more")
     return found
