@@ -109,7 +109,7 @@ class Served:
         body: Any = None,
         *,
         key: str | None = "",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = NONE,
     ) -> Reply:
         """One request; `key` None sends none, empty the consumer's; a body that is no bytes is sent as JSON."""
         given = {} if key is None else {"Authorization": f"Bearer {key or self.world.key}"}
@@ -132,7 +132,7 @@ class Served:
         return self.ask("POST", f"/v1/models/{model}/generate", body, key=key, headers={"Accept": accept})
 
 
-def processes_of(folder: Path) -> list[int]:
+def _processes_of(folder: Path) -> list[int]:
     """Processes whose command line or environment names a state folder: the log's writer, a server and its workers."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -147,7 +147,7 @@ def processes_of(folder: Path) -> list[int]:
 def kill_all(folder: Path) -> None:
     """Kill -9 whatever still works on a state folder."""
     until = time.monotonic() + 10
-    while (left := processes_of(folder)) and time.monotonic() < until:
+    while (left := _processes_of(folder)) and time.monotonic() < until:
         for pid in left:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -249,3 +249,9 @@ def stop_server(served: Served) -> None:
 def server(make_world: Callable[[], World], start_server: Callable[..., Served]) -> Served:
     """One server for all tests that leave it as they found it."""
     return start_server(make_world())
+
+
+@pytest.fixture(scope="session")
+def processes_of() -> Callable[[Path], list[int]]:
+    """Process ids of whatever works on a state folder."""
+    return _processes_of
