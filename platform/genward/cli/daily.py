@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -102,17 +104,30 @@ def generate(
 
     if key is None:
         raise UsageError("no API key", remedy="pass --key or set GENWARD_KEY; `genward key create` makes one")
-    answer = connect(url, common.settings.state, key).generate(
-        model, n=n, where=where or [], start=start, format=format
-    )
-    if output is None:
-        sys.stdout.buffer.write(answer.body)
-        sys.stdout.flush()
-    else:
-        output.write_bytes(answer.body)
+    client = connect(url, common.settings.state, key)
+    with _opened(output) as file:
+        answer = client.generate(model, n=n, where=where or [], start=start, format=format, into=file)
     print(answer.summary, file=sys.stderr)
     if receipt is not None:
         receipt.write_bytes(answer.receipt())
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears when it is whole."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+        return
+    part = output.with_name(f".{output.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(output)
+    except OSError as error:
+        raise UsageError(f"cannot write it: {error.strerror}", where=str(output)) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def verify(
