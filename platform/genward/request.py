@@ -100,15 +100,21 @@ class Call:
     deadline: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
     settled: bool = False
+    _request: Request | None = None
 
     def timed(self, stage: str) -> _Timed:
         return _Timed(self.times, stage)
 
     @property
     def request(self) -> Request:
+        if self._request is not None:
+            return self._request
         where = self.predicate.conditions if self.predicate else ()
         name = "" if self.served is None else self.served.info.name
-        return Request(self.id, "generate", name, self.ask.n, where, self.ask.start)
+        found = Request(self.id, "generate", name, self.ask.n, where, self.ask.start)
+        if self.predicate is not None:  # everything is known by now
+            self._request = found
+        return found
 
 
 class Pipeline:

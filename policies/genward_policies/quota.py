@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -90,7 +91,7 @@ class Quota(Policy):
     def _limits(self, request: Request, facts: Facts) -> list[tuple[str, str, int, int, float | None]]:
         """(label, counter, amount, limit, seconds until it resets) of each limit that is set."""
         key, now = facts.principal.key, facts.now
-        day, minute = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d"), int(now) // _MINUTE
+        day, minute = _day(int(now) // _DAY), int(now) // _MINUTE
         rows, requests = self.config.rows, self.config.requests
         found = [
             ("requests", f"requests/{key}/minute/{minute}", 1, requests.per_key_minute, _MINUTE - now % _MINUTE),
@@ -104,6 +105,12 @@ class Quota(Policy):
         names = self._open.pop(lease.request, None)
         for name in names or ():
             self._counters.refund(name, lease.rows - outcome.rows)
+
+
+@lru_cache(2)
+def _day(number: int) -> str:
+    """The UTC date of a day since the epoch, as counters name it."""
+    return datetime.fromtimestamp(number * _DAY, UTC).strftime("%Y%m%d")
 
 
 def _headers(label: str, limit: int, left: int, resets: float | None) -> Mapping[str, str]:

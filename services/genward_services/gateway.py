@@ -7,6 +7,7 @@ list them. Its metrics, access log and tracing are off: each costs every request
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Late:
             platform = await asyncio.to_thread(_open)
             if self._app is None:
                 self._app = routes_app(platform)
+                gc.freeze()  # what was imported stays: full collections need not look at it at every request
                 self._sweeper = asyncio.get_running_loop().create_task(_sweeping(platform))
         await self._app(scope, receive, send)
 
