@@ -223,6 +223,9 @@ class _Connection:
     def close(self) -> None:
         self._socket.close()
 
+    def __del__(self) -> None:
+        self._socket.close()  # a thread that ends takes its connection with it
+
     def __enter__(self) -> _Connection:
         return self
 
@@ -266,7 +269,8 @@ class _Pipe(asyncio.Protocol):
             raise Unavailable("the log's writer has gone")
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
-        future = self._waiting[number] = loop.create_future()
+        future: asyncio.Future[bytes] = loop.create_future()
+        self._waiting[number] = future
         if not self._out:
             loop.call_soon(self._flush)
         self._out.append(p.pack(kind, number, body))

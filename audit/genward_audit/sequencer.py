@@ -73,6 +73,13 @@ class Sequencer:
         self.log = LogFolder(folder)
         self._lock = _exclusive(folder)
         self._guard = threading.Lock()
+        self._note: bytes | None = None
+        self._published = Checkpoint(signer.name, 0, Frontier().root())
+        self.frontier = Frontier()
+        self._segment: Segment
+        self._entries: list[bytes] = []  # from `_base` on: what full bundles on disk do not hold
+        self._base = 0
+        self._rows: dict[int, _Row] = {}
         try:
             self._recover()
         except BaseException:
@@ -253,7 +260,7 @@ class Sequencer:
     def _load(self, head: Checkpoint) -> None:
         """Frontier and partial tiles of a published tree, checked against its root."""
         self.log = LogFolder(self.folder)
-        self._entries, self._base, self._rows = [], 0, {}  # type: tuple[list[bytes], int, dict[int, _Row]]
+        self._entries, self._base, self._rows = [], 0, {}
         try:
             self.frontier = Frontier.of_tree(head.size, self.log.hashes(head.size)) if head.size else Frontier()
             if self.frontier.root() != head.root:

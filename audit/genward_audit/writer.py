@@ -334,7 +334,7 @@ def open_sequencer(options: Options) -> Sequencer:
     key = load_key(options.key, passphrase.encode() if passphrase else None)
     head = SqliteHead(options.head or options.log.with_name(f"{options.log.name}-head.db"))
     second = None if options.second is None else LocalObjects(options.second)
-    policy = None if options.policy is None else Policy.parse(options.policy.read_text(encoding="utf-8"))
+    policy = None if options.policy is None else Policy.parse(options.policy.read_bytes())
     return Sequencer(options.log, head, Signer(options.origin, key), second=second, policy=policy)
 
 
