@@ -65,15 +65,13 @@ class Plan:
             return PageRows(fetch(self.walk.slots(start, n)), start, n, False)
         return scan(self.walk, self.start, n, fetch, passes, None if pooled else _MOST * n + _SLACK)
 
-    def rows(self, scanned: int, wanted: int) -> Iterator[Rows]:
+    def rows(self, scanned: int, score: Score | None = None) -> Iterator[Rows]:
         """The rows that pass among the slots of an earlier page, piece by piece."""
-        fetch, passes = self.fetcher(None), self._passes()
+        fetch, passes = self.fetcher(None, score), self._passes()
         for at in range(0, scanned, _PIECE):
             rows = fetch(self.walk.slots(self.start + at, min(_PIECE, scanned - at)))
             keep = np.ones(len(rows), dtype=bool) if passes is None else passes(rows)
-            keep &= self.walk.inside(rows.slots)
-            places = np.flatnonzero(keep)[:wanted]
-            wanted -= len(places)
+            places = np.flatnonzero(keep & self.walk.inside(rows.slots))
             yield Rows(rows.numbers[places], rows.codes[places], rows.slots[places])
 
     def _passes(self) -> Callable[[Rows], NDArray[np.bool_]] | None:

@@ -42,6 +42,7 @@ class Registry:
         self._keys = ApiKeys(pepper)
         self._watch = Watch(self.store, m.changes)
         self._lock = threading.Lock()
+        self.writes = 0  # by this object
         self._seen, self._cache = -1, {}  # type: tuple[int, dict[Any, Any]]
 
     def close(self) -> None:
@@ -294,6 +295,7 @@ class Registry:
             result = act(c)
             c.execute(update(m.changes).values(value=m.changes.c.value + 1))
         self._watch.soon()
+        self.writes += 1
         return result
 
     def _cached(self, key: Any, load: Callable[[Connection], Any], at: int | None = None) -> Any:

@@ -136,6 +136,7 @@ class Pipeline:
         self._make_policies = policies
         self._policies: tuple[str, PolicySet] | None = None
         self._pages = Pages(counters)
+        self._seen: tuple[asyncio.AbstractEventLoop, int, int] | None = None
         self._under_way = 0
         self._counts: Counter[str] = Counter()
 
@@ -173,7 +174,7 @@ class Pipeline:
 
     def _authenticate(self, call: Call) -> None:
         with call.timed("authenticate"):
-            call.seen = self.registry.change_counter()
+            call.seen = self._look()
             call.principal = self.registry.authenticate(call.ask.key, self.clock(), call.seen)
 
     async def _find(self, call: Call) -> None:
@@ -346,6 +347,19 @@ class Pipeline:
         finally:
             self._under_way -= 1
 
+    def _look(self) -> int:
+        """The registry's change counter. One look serves all requests of one turn of the event loop: they had all come
+        when the turn began, so each still sees every change made before it came."""
+        loop, writes = asyncio.get_running_loop(), self.registry.writes
+        found = self._seen
+        if found is None or found[:2] != (loop, writes):
+            found = self._seen = (loop, writes, self.registry.change_counter())
+            loop.call_soon(self._look_again)
+        return found[2]
+
+    def _look_again(self) -> None:
+        self._seen = None
+
     def _active(self, seen: int | None) -> PolicySet:
         digest, text = self.registry.active_policy(seen)
         if self._policies is None or self._policies[0] != digest:
@@ -363,7 +377,7 @@ class Pipeline:
         return "\n".join([*lines, f"genward_requests_under_way {self._under_way}", ""])
 
     def replay(self, entry: Mapping[str, Any], where: Sequence[str]) -> str:
-        """The digest of a response's rows, computed again from its log entry and what was asked."""
+        """The digest of a response's rows, computed again from its log entry, what was asked and the policy of then."""
         name, _, digest = str(entry["model"]).partition("@")
         info = self.registry.resolve(name, retired=True)
         if info.digest != digest:
@@ -371,9 +385,12 @@ class Pipeline:
         served = self.shelf.get(info)
         predicate = Predicate.parse(where, served.codec.schema)
         plan = self._pages.again(served, str(entry["tenant"]), predicate, entry["plan"])
-        out, found = entry["out"], RowsDigest()
-        for rows in plan.rows(int(entry["plan"]["n"]), int(out["rows"])):
-            found.update(rows)
+        policies = self._make_policies(str(entry["policy"]), str(self.registry.policy(str(entry["policy"]))["text"]))
+        request = Request(str(entry["request"]), "generate", info.name, int(entry["out"]["rows"]), predicate.conditions)
+        score = (lambda rows: policies.score(request, rows)) if policies.scores else None
+        found = RowsDigest()
+        for rows in plan.rows(int(entry["plan"]["n"]), score):
+            found.update(policies.screen(request, rows))
         return found.final()
 
 

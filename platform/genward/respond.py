@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.
 MEDIA = {"json": JSON, "csv": CSV, "arrow": ARROW, "parquet": PARQUET}
 
 
+@lru_cache(256)
 def media_type(accept: str) -> str:
     """The media type an Accept header asks for, by its q values; UsageError when none of ours is among them."""
     wanted = []
