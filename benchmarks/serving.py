@@ -31,6 +31,7 @@ from serving_load import Load, Target, beside, run
 from serving_state import SLOTS, Subject, prepare
 
 from genward.respond import ARROW
+from genward_audit.client import AuditClient
 
 HERE = Path(__file__).parent
 START_SECONDS = 60.0
@@ -47,6 +48,7 @@ class Bench:
     strict: int
     plain: int
     quick: bool
+    processes: Mapping[str, Sequence[int]]  # of "governed", "strict", and the log's "writer"
 
     def ask(self, n: int, model: str = "pool:1", accept: str = "application/json") -> Target:
         headers = {"authorization": f"Bearer {self.subject.key}", "accept": accept}
@@ -57,44 +59,57 @@ class Bench:
 
     def turns(self, targets: Sequence[Target], connections: int, count: int, seconds: float) -> list[list[Load]]:
         """Each target in turn, some rounds; loads[target][round]."""
-        rounds = 2 if self.quick else 4
         loads: list[list[Load]] = [[] for _ in targets]
-        for _ in range(rounds):
+        for _ in range(self.rounds):
             for place, target in enumerate(targets):
                 loads[place].append(run(target, connections, count, seconds))
         return loads
+
+    @property
+    def rounds(self) -> int:
+        return 3 if self.quick else 5
+
+    def spent(self, name: str) -> float:
+        """CPU seconds that a server, or the log's writer, has taken so far."""
+        return sum(cpu_seconds(pid) for pid in self.processes[name])
 
 
 def throughput(bench: Bench) -> Iterator[Figures]:
     """64 connections, governed over the strict anchor; the median of the rounds' ratios."""
     for n, count, least in ((1, 6000, 0.5), (100, 4000, 0.75), (10_000, 200, 0.75)):
+        names = ("governed", "writer", "strict")
+        before = {name: bench.spent(name) for name in names}
         ours, theirs = bench.turns([bench.ask(n), bench.anchor(n)], 64, count, 4.0)
+        asked = {name: sum(len(x.taken) for x in (theirs if name == "strict" else ours)) for name in names}
+        cpu = {name: 1e6 * (bench.spent(name) - before[name]) / asked[name] for name in names}
         ratio = statistics.median(a.rate / b.rate for a, b in zip(ours, theirs, strict=True))
         yield {
+            "cpu_us": cpu, "cpu_ratio": cpu["strict"] / (cpu["governed"] + cpu["writer"]),
             "figure": f"requests/s at 64 connections, n = {n}", "ours": max(x.rate for x in ours),
             "anchor": max(x.rate for x in theirs), "value": ratio, "target": f">= {least}", "met": ratio >= least,
         }  # fmt: skip
 
 
 def latency(bench: Bench) -> Iterator[Figures]:
-    """p50 on one connection, against the anchor + 0.6 ms + 1.5 fdatasync of the same minute."""
-    for n, count in ((1, 400), (100, 400), (10_000, 40)):
-        sync = fdatasync(Path(bench.subject.folder), 60)
-        ours, theirs = bench.turns([bench.ask(n), bench.anchor(n)], 1, count, 4.0)
-        sync = min(sync, fdatasync(Path(bench.subject.folder), 60))
-        mine, other = (min(x.quantile(0.5) for x in loads) for loads in (ours, theirs))
-        most = other + 0.6 + 1.5 * sync
+    """p50 on one connection, less the anchor's and 1.5 bare fdatasync of the same round; the median round."""
+    for n, count in ((1, 60), (100, 60), (10_000, 10)):
+        rounds = []
+        for _ in range(4 * bench.rounds):  # short ones: a disk is quick and slow by turns
+            sync = fdatasync(Path(bench.subject.folder))
+            rounds.append((sync, *(run(t, 1, count, 4.0).quantile(0.5) for t in (bench.ask(n), bench.anchor(n)))))
+        sync, mine, other = (statistics.median(column) for column in zip(*rounds, strict=True))
+        extra = statistics.median(a - b - 1.5 * s for s, a, b in rounds)
         yield {
-            "figure": f"p50 ms on one connection, n = {n}", "ours": mine, "anchor": other, "fdatasync_ms": sync,
-            "value": mine, "target": f"<= {most:.2f}", "met": mine <= most,
+            "figure": f"p50 ms on one connection, n = {n}; less anchor", "ours": mine, "anchor": other,
+            "fdatasync_ms": sync, "value": extra, "target": "<= 0.6", "met": extra <= 0.6,
         }  # fmt: skip
 
 
-def fdatasync(folder: Path, times: int) -> float:
-    """p50 of appending 512 bytes and one bare fdatasync, milliseconds, on the disk of the log."""
-    taken = []
+def fdatasync(folder: Path) -> float:
+    """p50 of appending 512 bytes and one bare fdatasync, milliseconds, on the disk of the log, for a tenth second."""
+    taken: list[float] = []
     with (folder / "run" / "fdatasync.probe").open("ab", buffering=0) as file:
-        for _ in range(times):
+        while sum(taken) < 0.1:
             began = time.perf_counter()
             file.write(bytes(512))
             os.fdatasync(file.fileno())
@@ -265,6 +280,21 @@ def start_up(subject: Subject, folder: Path) -> Figures:
             "rss_mib": memory, "worker_mib": worker}  # fmt: skip
 
 
+def pinned_writer(subject: Subject) -> int:
+    """The log's writer, moved to the server's core whoever started it."""
+    client = AuditClient(Path(subject.folder) / "run", [])
+    pid = int(client.stats()["pid"])
+    client.close()
+    for task in Path(f"/proc/{pid}/task").iterdir() if len(os.sched_getaffinity(pid)) > 1 else ():
+        os.sched_setaffinity(int(task.name), {0})
+    return pid
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _first(target: Target) -> None:
     until = time.monotonic() + START_SECONDS
     while True:
@@ -323,11 +353,17 @@ def measure(subject: Subject, folder: Path, parts: Sequence[str], quick: bool) -
     }
     logs = [folder / f"{name}.log" for name in ("server", "strict", "plain")]
     with (
-        started(genward(subject, ports[0]), {}, ports[0], logs[0]),
-        started(anchor("Strict", ports[1]), environment, ports[1], logs[1]),
+        started(genward(subject, ports[0]), {}, ports[0], logs[0]) as ours,
+        started(anchor("Strict", ports[1]), environment, ports[1], logs[1]) as strict,
         started(anchor("Plain", ports[2]), environment, ports[2], logs[2]),
     ):
-        bench = Bench(subject, *ports, quick)
+        writer = pinned_writer(subject)
+        processes = {
+            "governed": [pid for pid, _, _ in _tree(ours.pid) if pid != writer],
+            "strict": [pid for pid, _, _ in _tree(strict.pid)],
+            "writer": [writer],
+        }
+        bench = Bench(subject, ports[0], ports[1], ports[2], quick, processes)
         for target in (bench.ask(1), bench.anchor(1), Target(ports[2], "/generate", {"n": 1})):
             _first(target)
         warm(bench)
@@ -344,9 +380,18 @@ def show(figure: Figures) -> None:
     verdict = "" if "met" not in figure else ("met" if figure["met"] else "NOT MET")
     print(
         f"{figure['figure']:<52}{figure['ours']:>12,.2f}{anchor_text}{figure['value']:>12,.3f} "
-        f"{figure['target']:<9} {verdict}",
+        f"{figure['target']:<9} {verdict}{_details(figure)}",
         flush=True,
     )
+
+
+def _details(figure: Figures) -> str:
+    if "fdatasync_ms" in figure:
+        return f"  (fdatasync {figure['fdatasync_ms']:.2f} ms)"
+    if "cpu_us" not in figure:
+        return ""
+    spent = ", ".join(f"{name} {value:.0f}" for name, value in figure["cpu_us"].items())
+    return f"  (CPU us a request: {spent}; ratio {figure['cpu_ratio']:.2f})"
 
 
 def main() -> None:

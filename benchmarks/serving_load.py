@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import uvloop
 
@@ -110,9 +111,8 @@ async def drive(target: Target, connections: int, count: int, seconds: float) ->
     done = [loop.create_future() for _ in range(connections)]
     request = target.request()
     for future in done:
-        await loop.create_connection(
-            lambda future=future: _Connection(request, load, left, began + seconds, future), "127.0.0.1", target.port
-        )
+        make = partial(_Connection, request, load, left, began + seconds, future)
+        await loop.create_connection(make, "127.0.0.1", target.port)
     await asyncio.gather(*done)
     load.seconds = time.perf_counter() - began
     return load
