@@ -25,7 +25,7 @@ def make(audit: AuditSink, keys: KeyProvider, request: str, principal: Principal
 
     Raises NotFound for a request nobody made, Denied for another tenant's, unless the caller is an auditor.
     """
-    indices = audit.find(request)
+    indices = _links(audit, request)
     if not indices:
         raise NotFound(f"no request {request!r}", remedy="the header genward-request of a response names it")
     entries = [(index, audit.entry(index)) for index in indices]
@@ -72,25 +72,38 @@ def verify(receipt: Mapping[str, Any], vkey: str | None = None) -> dict[str, Any
             raise
         except Exception as error:
             raise IntegrityError(f"entry {item.get('index')} is not proved: {error}", where="receipt") from None
-    entry = settled(receipt)
-    _check_commitment(receipt, entry)
+    settles = settled(receipt)
+    _check_commitment(receipt, settles[0])
     return {
         "receipt": "proved",
         "entries": [item["index"] for item in receipt["entries"]],
-        "status": entry.get("status"),
-        "rows": entry.get("out", {}).get("rows"),
+        "status": settles[-1].get("status"),
+        "rows": sum(int(entry.get("out", {}).get("rows", 0)) for entry in settles),
         "key": "the reader's" if vkey else "the receipt's own",
     }
 
 
-def settled(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """The settle entry of a receipt; CheckFailed if it has none."""
-    for item in receipt["entries"]:
-        entry = json.loads(item["entry"])
-        if entry.get("event") == "settle" and entry.get("request") == receipt["request"]:
-            found: dict[str, Any] = entry
-            return found
-    raise CheckFailed("the receipt has no settle entry", where=str(receipt.get("request")))
+def settled(receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settle entries of a receipt, one a grant, in order; CheckFailed if it has none."""
+    entries = [json.loads(item["entry"]) for item in receipt["entries"]]
+    found = [entry for entry in entries if entry.get("event") == "settle" and _is_of(entry, str(receipt["request"]))]
+    if not found:
+        raise CheckFailed("the receipt has no settle entry", where=str(receipt.get("request")))
+    return found
+
+
+def _links(audit: AuditSink, request: str) -> list[int]:
+    """Entries of a request and of the further grants of a long stream: `request/1`, `request/2`, ..."""
+    indices = list(audit.find(request))
+    link = 1
+    while indices and (more := audit.find(f"{request}/{link}")):
+        indices.extend(more)
+        link += 1
+    return indices
+
+
+def _is_of(entry: Mapping[str, Any], request: str) -> bool:
+    return str(entry.get("request")).partition("/")[0] == request
 
 
 def asked_where(receipt: Mapping[str, Any]) -> Sequence[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from genward.counters import Counters
+from genward.engine_blocks import Recent
 from genward.errors import (
     CheckFailed,
     DeadlineExceeded,
@@ -256,7 +257,9 @@ def test_ten_million_rows_stream_in_flat_memory(world: Any) -> None:
 
 
 def _flat(world: Any, n: int) -> None:
-    """The peak after a tenth of the stream is the peak of the whole, within 64 MiB; every byte leaves before the end."""
+    """With a small block cache, the peak after a tenth of the stream is that of the whole, within 48 MiB."""
+    engine = world.platform.pipeline.shelf.get(world.platform.registry.resolve("open:1")).engine
+    engine._recent = Recent(8 << 20)
 
     async def drained() -> tuple[int, int, int]:
         response = await world.platform.pipeline.generate(
@@ -271,7 +274,7 @@ def _flat(world: Any, n: int) -> None:
 
     size, early, peak = world.platform.run(drained())
     assert size > 100 * n
-    assert peak - early < 64 * 1024  # KiB
+    assert peak - early < 48 * 1024  # KiB
 
 
 # limits and failures
@@ -306,15 +309,15 @@ def test_an_exception_of_nobodys_making_is_recorded_and_says_nothing(world: Any)
 
 
 QUOTA = textwrap.dedent("""
-    import sys
+    import os, signal, sys, time
     from genward.counters import Counters
     counters = Counters(sys.argv[1])
     got = 0
     while counters.reserve("rows/x", 3, int(sys.argv[2]), chunk=40) is not None:
         got += 3
         print(got, flush=True)
+        time.sleep(0.005)
         if sys.argv[3] == "die" and got > 100:
-            import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
     counters.close()
 """)

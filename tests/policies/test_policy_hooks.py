@@ -1,0 +1,273 @@
+"""Every hook, implemented by a policy or a plugin of a test's own: what it says is what happens."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+import genward_families
+import genward_policies as shipped
+from genward.contracts import Evidence, Finding, Outcome, Request, Rows, Verdict
+from genward.data.codec import TableCodec
+from genward.engine import Engine
+from genward.errors import CheckFailed, Denied, PluginError, PolicyError
+from genward.family import Phase
+from genward.hookspecs import hookimpl
+from genward.plugins import Plugins
+from genward.policy import Policy
+from genward.policyset import PolicySet
+from genward.table import Table
+
+REQUEST = Request("r", "generate", "pool", 5)
+WITH = "\n{name}: {{}}\n"
+
+
+class _Mine(Policy):
+    """A policy without settings; each test derives one hook."""
+
+    name: ClassVar[str] = "mine"
+
+
+def _announcing(*classes: type[Policy]) -> types.SimpleNamespace:
+    @hookimpl
+    def genward_policies() -> Sequence[type[Policy]]:
+        return classes
+
+    return types.SimpleNamespace(genward_policies=genward_policies, __name__="mine")
+
+
+def _with(world: Any, policy: type[Policy]) -> str:
+    """Install a policy beside the shipped ones and activate a document that names it; the document's digest."""
+    world.platform.__dict__["plugins"] = Plugins.of(shipped, genward_families, _announcing(policy))
+    digest: str = world.activate(world.platform.policy_text() + WITH.format(name=policy.name))
+    return digest
+
+
+def _alone(policy: type[Policy]) -> PolicySet:
+    return PolicySet([policy(None, None)], "sha256:0")  # type: ignore[arg-type]
+
+
+# announcing
+
+
+def test_a_policy_that_is_announced_can_be_named_in_a_document() -> None:
+    plugins = Plugins.of(_announcing(_Mine))
+    assert plugins.policies == {"mine": _Mine}
+    assert plugins.owners["policies/mine"].distribution == "local"
+
+
+def test_two_plugins_with_one_policy_name_are_refused() -> None:
+    with pytest.raises(PluginError, match="mine"):
+        Plugins.of(_announcing(_Mine), _announcing(_Mine))
+
+
+def test_a_codec_that_is_announced_is_found_by_its_name() -> None:
+    class Other(TableCodec):
+        name = "other"
+
+    @hookimpl
+    def genward_codecs() -> Sequence[type[TableCodec]]:
+        return [Other]
+
+    assert Plugins.of(types.SimpleNamespace(genward_codecs=genward_codecs)).codecs == {"other": Other}
+
+
+def test_an_attacker_that_is_announced_is_found_by_its_name() -> None:
+    class Copier:
+        name = "copier"
+
+    @hookimpl
+    def genward_attackers() -> Sequence[type[Any]]:
+        return [Copier]
+
+    assert Plugins.of(types.SimpleNamespace(genward_attackers=genward_attackers)).attackers == {"copier": Copier}
+
+
+# request side
+
+
+def test_score_chooses_among_the_candidates_of_a_slot(world: Any) -> None:
+    """With three candidates a slot, the one with the highest score is the slot's row, and the only one seen."""
+
+    class Scoring(_Mine):
+        @hookimpl
+        def score(self, request: Request, rows: Rows) -> Any:
+            return np.nan_to_num(rows.numbers).sum(axis=1)
+
+    served = world.platform.pipeline.shelf.get(world.platform.registry.resolve("pool:1"))
+    graph, meta = served.bundle.graph("sample")
+    table = Table(50, 3, 3 * 64)
+    engine = Engine(graph, served.codec, table, meta, pool_key=b"0123456789abcdef")
+    policies, slots = _alone(Scoring), np.arange(50)
+    assert policies.scores
+    rows = engine.rows(slots, lambda given: policies.score(REQUEST, given))
+    every = engine.candidates(slots)
+    sums = np.nan_to_num(every.numbers).sum(axis=1).reshape(50, 3)
+    assert np.array_equal(np.nan_to_num(rows.numbers).sum(axis=1), sums.max(axis=1))
+    assert not np.array_equal(sums.max(axis=1), sums[:, 0])
+
+
+def test_score_has_one_owner() -> None:
+    class Scoring(_Mine):
+        @hookimpl
+        def score(self, request: Request, rows: Rows) -> Any:
+            return np.zeros(len(rows))
+
+    class Second(Scoring):
+        name = "second"
+
+    with pytest.raises(PolicyError, match="mine, second"):
+        PolicySet([Scoring(None, None), Second(None, None)], "d")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["pool:1", "open:1"])
+def test_screen_changes_rows_before_they_are_digested_and_replay_knows(world: Any, tmp_path: Any, model: str) -> None:
+    """Coarsened numbers and dropped rows leave, are logged and replayed as such, also under a later policy."""
+
+    class Coarse(_Mine):
+        @hookimpl
+        def screen(self, request: Request, rows: Rows) -> Rows:
+            keep = rows.codes[:, 2] != 0
+            return Rows(np.round(rows.numbers[keep], -1), rows.codes[keep], rows.slots[keep])
+
+    before = world.platform.registry.active_policy()[0]
+    _with(world, Coarse)
+    for n in (300, 12_000 if model == "open:1" else 2000):
+        answer = world.platform.client(world.key).generate(model, n=n, start=0, format="csv")
+        assert 0 < answer.body.count(b"\n") - 1 <= n
+        file = tmp_path / f"{n}.json"
+        file.write_bytes(answer.receipt())
+        assert world.platform.replay(file)["replayed"] == answer.body.count(b"\n") - 1
+    world.platform.rollback_policy(before)
+    assert world.platform.replay(file)["rows"] == "the same bit for bit"
+
+
+def test_mark_travels_beside_the_rows(world: Any) -> None:
+    import pyarrow as pa
+
+    class Marking(_Mine):
+        @hookimpl
+        def mark(self, request: Request, payload: Mapping[str, str]) -> Mapping[str, str]:
+            return {**payload, "sign": f"made for {request.model}"}
+
+    _with(world, Marking)
+    client = world.platform.client(world.key)
+    arrow = pa.ipc.open_stream(client.generate("pool:1", n=3, format="arrow").body).schema
+    assert arrow.metadata[b"genward.sign"] == b"made for pool"
+    assert b'"sign":"made for pool"' in client.generate("pool:1", n=3).body
+
+
+def test_observe_sees_how_each_request_ended_and_may_fail(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[tuple[int, str, int]] = []
+
+    class Watching(_Mine):
+        @hookimpl
+        def observe(self, request: Request, outcome: Outcome) -> None:
+            seen.append((request.n, outcome.status, outcome.rows))
+            raise RuntimeError("nobody minds")
+
+    _with(world, Watching)
+    client = world.platform.client(world.key)
+    client.generate("pool:1", n=7)
+    client.generate("open:1", n=11_000)
+    assert seen == [(7, "served", 7), (11_000, "served", 11_000)]
+
+
+def test_detect_gathers_what_every_policy_found() -> None:
+    class Detecting(_Mine):
+        @hookimpl
+        def detect(self, rows: Rows, releases: Sequence[str]) -> Sequence[Evidence]:
+            return [Evidence(f"came from {name}", 0.01, "counting", len(rows)) for name in releases]
+
+    class Second(Detecting):
+        name = "second"
+
+    rows = Rows(np.zeros((4, 1)), np.zeros((4, 0), np.int32), np.arange(4))
+    found = PolicySet([Detecting(None, None), Second(None, None)], "d").detect(rows, ["a:1", "b:1"])  # type: ignore[arg-type]
+    assert [item.claim for item in found] == ["came from a:1", "came from b:1"] * 2
+
+
+# release side
+
+
+def test_check_data_stops_a_training_before_it_begins(world: Any) -> None:
+    class Checking(_Mine):
+        @hookimpl
+        def check_data(self, dataset: Any) -> Sequence[Finding]:
+            return [Finding("warning", "fine so far"), Finding("error", f"{dataset.rows} rows are too few", "rows")]
+
+    _with(world, Checking)
+    before = world.platform.candidates()
+    name = world.platform.datasets()[0]["name"]
+    with pytest.raises(CheckFailed, match="rows are too few"):
+        world.platform.train(name, family="vae", steps=2)
+    assert world.platform.candidates() == before
+
+
+def test_protect_training_is_asked_of_one_owner_only() -> None:
+    class Protecting(_Mine):
+        @hookimpl
+        def protect_training(self, phases: Sequence[Phase], records: Mapping[str, Any]) -> Any:
+            return ("protected", len(phases), sorted(records))
+
+    class Second(Protecting):
+        name = "second"
+
+    assert _alone(Protecting).protect_training([], {"x": 1}) == ("protected", 0, ["x"])
+    assert _alone(_Mine).protect_training([], {}) is None
+    with pytest.raises(PolicyError, match="protect_training"):
+        PolicySet([Protecting(None, None), Second(None, None)], "d")  # type: ignore[arg-type]
+
+
+def test_compress_measure_and_gate_decide_on_a_release(world: Any) -> None:
+    """The compressed network is what is exported, what was measured reaches the gate, and its no leaves no release."""
+
+    class Deciding(_Mine):
+        @hookimpl
+        def compress(self, network: Any, candidate: Any) -> Any:
+            import torch
+
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.zero_()
+            return network
+
+        @hookimpl
+        def measure(self, candidate: Any) -> Sequence[Evidence]:
+            words = candidate.synthetic["PROPERTY: Microstructure"].drop_null().to_pylist()
+            return [Evidence("top", max(words.count(word) for word in words) / len(words), "counting", len(words))]
+
+        @hookimpl
+        def gate(self, evidence: Sequence[Evidence]) -> Verdict:
+            (top,) = [item.value for item in evidence if item.claim == "top"]
+            return Verdict(bool(top and top > 0.12), (f"the commonest of 40 categories has {top:.3f}",))
+
+    _with(world, Deciding)
+    before = world.platform.releases()
+    candidate = world.platform.candidates()[0]["id"]
+    with pytest.raises(CheckFailed, match=r"has 0\.0\d"):
+        world.platform.release(candidate, "empty", slots=300, evaluate_rows=600)
+    assert [row for row in world.platform.releases() if row["stage"] == "ready"] == before
+
+
+def test_a_policys_settings_are_its_own_model(world: Any) -> None:
+    class Settings(BaseModel):
+        least: int = 3
+
+    class Least(_Mine):
+        Config = Settings
+
+        @hookimpl
+        def admit(self, request: Request, facts: Any) -> Verdict:
+            return Verdict(request.n >= self.config.least, ("too few",))
+
+    _with(world, Least)
+    client = world.platform.client(world.key)
+    assert client.generate("pool:1", n=3).body
+    with pytest.raises(Denied, match="too few"):
+        client.generate("pool:1", n=2)
