@@ -18,7 +18,8 @@ from genward.counters import Counters
 from genward.hookspecs import hookimpl
 from genward.policy import Policy, PolicyContext
 
-_SHARE = 64  # a chunk is at most this fraction of a limit, so that few rows are stuck in an idle worker
+_SHARE = 64  # a chunk is at most this fraction of a limit, so that few rows are stuck in an idle worker,
+_CHUNK = 10_000  # and at most so many, so that a worker that is killed again and again costs little
 _DAY, _MINUTE = 86_400, 60
 
 
@@ -75,7 +76,7 @@ class Quota(Policy):
         taken: list[tuple[str, int]] = []
         headers: dict[str, str] = {}
         for label, name, amount, limit, resets in self._limits(request, facts):
-            left = self._counters.reserve(name, amount, limit, chunk=max(1, limit // _SHARE))
+            left = self._counters.reserve(name, amount, limit, chunk=max(1, min(limit // _SHARE, _CHUNK)))
             if left is None:
                 for other, spent in taken:
                     self._counters.refund(other, spent)
