@@ -54,6 +54,7 @@ class AuditClient:
         self._run, self._arguments = run_dir, list(writer_arguments)
         self._local = threading.local()
         self._pipes: dict[asyncio.AbstractEventLoop, _Pipe] = {}
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     # writing
 
@@ -171,9 +172,17 @@ class AuditClient:
             return _Connection(self._run / p.SOCKET)
 
     async def _pipe(self) -> _Pipe:
+        """The running loop's connection; tasks that ask at once share one."""
         loop = asyncio.get_running_loop()
-        for gone in [other for other in self._pipes if other.is_closed()]:
-            del self._pipes[gone]
+        for gone in [other for other in (*self._pipes, *self._opening) if other.is_closed()]:
+            self._pipes.pop(gone, None)
+            self._opening.pop(gone, None)
+        async with self._opening.setdefault(loop, asyncio.Lock()):
+            if loop not in self._pipes:
+                self._pipes[loop] = await self._connected(loop)
+            return self._pipes[loop]
+
+    async def _connected(self, loop: asyncio.AbstractEventLoop) -> _Pipe:
         path = str(self._run / p.SOCKET)
         try:
             _, pipe = await loop.create_unix_connection(lambda: _Pipe(self._forget), path)
@@ -183,7 +192,7 @@ class AuditClient:
                 _, pipe = await loop.create_unix_connection(lambda: _Pipe(self._forget), path)
             except OSError as error:
                 raise Unavailable(f"the log's writer does not answer: {error.strerror}", where=path) from None
-        return self._pipes.setdefault(loop, pipe)
+        return pipe
 
     def _forget(self, pipe: _Pipe) -> None:
         for loop in [loop for loop, other in self._pipes.items() if other is pipe]:

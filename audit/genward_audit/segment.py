@@ -1,8 +1,8 @@
 """The write-ahead segment: entries are durable here before they are acknowledged, long before they are in tiles.
 
-A frame is one batch:  crc32 (4, big-endian, over the rest) | index of the first entry (8) | bytes of the body (4) | body
-and a body is entries as in a bundle, each with its length. A torn last frame fails its checksum and is dropped: none of its
-entries was acknowledged. Anything wrong before the last frame is damage, and named.
+A frame is one batch:  crc32 (4, big-endian, of the rest) | index of the first entry (8) | bytes of the body (4) | body
+and a body is entries as in a bundle, each with its length. A torn last frame fails its checksum and is dropped: none of
+its entries was acknowledged. Anything wrong before the last frame is damage, and named.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ At every crash in between, what was acknowledged is in a segment or in tiles, an
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -212,7 +213,7 @@ class Sequencer:
                     path.unlink(missing_ok=True)
                 partial.rmdir()
         paths = segments(self.folder / WAL)
-        for path, following in zip(paths, paths[1:], strict=False):
+        for path, following in itertools.pairwise(paths):
             if int(following.stem) <= snapshot.checkpoint.size and path != self._segment.path:
                 path.unlink(missing_ok=True)
 

@@ -2,7 +2,7 @@
 
     python -m genward_audit.writer --log DIR --run DIR --key FILE --origin NAME
 
-Batches form while the disk is busy: a lone producer pays one fdatasync, 256 producers share one. Nothing waits on a timer.
+Batches form while the disk is busy: a lone producer pays one fdatasync, 256 producers share one. Nothing waits.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Writer:
         self._broken, self._due = None, 0.0
 
     def _stamped(self, entry: bytes) -> bytes:
-        """The entry with its time; times never fall, and a clock that jumped back holds still until it has caught up."""
+        """The entry with its time; times never fall: a clock that jumped back holds still until it has caught up."""
         self._last_time = max(time.time(), self._last_time + 1e-6)
         return _with_time(entry, schema.format_time(self._last_time))
 
@@ -222,8 +222,10 @@ class Writer:
         if kind == p.ENTRY:
             return await self._in(self._public, self._entry, int.from_bytes(body, "big"))  # type: ignore[no-any-return]
         if kind == p.PROOF:
-            proof = await self._in(self._public, self.sequencer.log.proof, int.from_bytes(body, "big"))
-            return proof or b""
+            index = int.from_bytes(body, "big")
+            if index >= self.sequencer.published:
+                return b""
+            return await self._in(self._public, self.sequencer.log.proof, index) or b""
         if kind == p.FIND:
             found = await self._in(self._public, self._find, body.decode())
             return json.dumps(found).encode()

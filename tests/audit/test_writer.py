@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def join(folder: Path) -> Iterator[Callable[..., AuditClient]]:
 
     yield joined
     for client in made:
-        try:
+        with suppress(AuditError, OSError):
             os.kill(client.stats()["pid"], signal.SIGTERM)
-        except (AuditError, OSError):
-            pass
         client.close()
 
 
