@@ -22,7 +22,7 @@ from genward.engine_session import CPU, Session, Stop, fingerprint, stopping
 from genward.errors import CheckFailed, IntegrityError, UsageError
 from genward.family import NoiseSpec
 from genward.graphcheck import check_graph
-from genward.table import Cell, Table
+from genward.table import LARGEST, Cell, Table
 
 if TYPE_CHECKING:
     from genward.data.codec import TableCodec
@@ -140,7 +140,8 @@ class Engine:
         return blocks
 
     def _check(self, slots: NDArray[np.int64]) -> None:
-        if len(slots) and (slots.min() < 0 or (self.table.slots is not None and slots.max() >= self.table.slots)):
+        most = LARGEST if self.table.slots is None else self.table.slots
+        if len(slots) and slots.view(np.uint64).max() >= most:  # a negative one is larger than any
             raise UsageError(f"the table has slots 0 to {self.table.slots}", where="slots")
 
     def _own(self, key: bytes | None) -> bool:

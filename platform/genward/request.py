@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from genward import record
@@ -100,6 +100,7 @@ class Call:
     deadline: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
     settled: bool = False
+    closed: bool = False  # its leases were handed back
     _request: Request | None = None
 
     def timed(self, stage: str) -> _Timed:
@@ -295,7 +296,7 @@ class Pipeline:
         """Settle leases and let policies observe; failing here changes nothing for the caller."""
         self._counts[f'requests_total{{status="{outcome.status}"}}'] += 1
         self._counts["rows_total"] += outcome.rows
-        leases, call.admission = call.admission.leases, replace(call.admission, leases=())
+        leases, call.closed = () if call.closed else call.admission.leases, True
         if call.policies is None:
             return
         try:
