@@ -73,9 +73,9 @@ def verify(receipt: Mapping[str, Any], vkey: str | None = None) -> dict[str, Any
         except Exception as error:
             raise IntegrityError(f"entry {item.get('index')} is not proved: {error}", where="receipt") from None
     settles = settled(receipt)
-    _check_commitment(receipt, settles[0])
     return {
         "receipt": "proved",
+        "conditions": _opened(receipt, settles[0]),
         "entries": [item["index"] for item in receipt["entries"]],
         "status": settles[-1].get("status"),
         "rows": sum(int(entry.get("out", {}).get("rows", 0)) for entry in settles),
@@ -112,14 +112,18 @@ def asked_where(receipt: Mapping[str, Any]) -> Sequence[str]:
     return [str(clause) for clause in where]
 
 
-def _check_commitment(receipt: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-    """The caller's own words must open the commitment in the log, where he kept them."""
-    commit = entry.get("commit", {}).get("where")
-    opened = (receipt.get("asked") or {}).get("canonical")
-    if commit is None or opened is None:
-        return
-    if record.commitment(bytes.fromhex(str(receipt["salt"])), str(opened).encode()) != commit:
+def _opened(receipt: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Whether the conditions that the caller kept open the commitment in the log; IntegrityError if they do not."""
+    commit = (entry.get("commit") or {}).get("where")
+    where = asked_where(receipt)
+    if commit is None and not where:
+        return "none"
+    if commit is not None and not where:
+        return "not kept beside the receipt"
+    salt = bytes.fromhex(str(receipt["salt"]))
+    if commit is None or record.commitment(salt, record.asked(where)) != commit:
         raise IntegrityError("what was asked is not what the log committed to", where="receipt")
+    return "as the log committed to"
 
 
 def _verifier() -> Callable[[bytes, bytes, Sequence[str]], Any]:

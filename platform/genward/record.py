@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -45,6 +45,11 @@ def salt(keys: KeyProvider, request: str) -> bytes:
 def commitment(salt: bytes, value: bytes) -> str:
     """HMAC-SHA-256 of a value under the request's salt; a bare hash of few possible values could be guessed."""
     return f"hmac-sha256:{hmac.new(salt, value, hashlib.sha256).hexdigest()}"
+
+
+def asked(where: Sequence[str]) -> bytes:
+    """The conditions of a request as it sent them, in any order, for a commitment to them."""
+    return orjson.dumps(sorted(where))
 
 
 def plan_fields(start: int, scanned: int, cells: Any, segments: int, candidates: int) -> Mapping[str, Any]:

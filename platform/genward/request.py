@@ -309,9 +309,8 @@ class Pipeline:
         """What every entry of a request says."""
         principal, served, where = call.principal, call.served, call.ask.where
         commit = None
-        if where and call.predicate is not None:
-            salt = record.salt(self.keys, call.id)
-            commit = {"where": record.commitment(salt, call.predicate.canonical())}
+        if where:
+            commit = {"where": record.commitment(record.salt(self.keys, call.id), record.asked(where))}
         return {
             "request": call.id,
             "tenant": principal.tenant if principal else None,

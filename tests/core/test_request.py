@@ -143,7 +143,7 @@ def test_a_response_is_computed_again_bit_for_bit(
 
 
 def test_replay_needs_what_was_asked_and_the_right_entry(shared: Any, tmp_path: Path) -> None:
-    answer = _client(shared).generate("pool:1", n=30, where=[f"{YEAR}>2012"])
+    answer = _client(shared).generate("pool:1", n=30, where=[f"{YEAR}>2016"])
     receipt = json.loads(answer.receipt())
     file = tmp_path / "receipt.json"
     file.write_text(json.dumps({**receipt, "asked": {}}))
@@ -152,6 +152,22 @@ def test_replay_needs_what_was_asked_and_the_right_entry(shared: Any, tmp_path: 
     file.write_text("{}")
     with pytest.raises(IntegrityError):
         shared.platform.replay(file)
+
+
+def test_a_receipt_opens_the_conditions_the_log_committed_to(shared: Any, tmp_path: Path) -> None:
+    from genward.verify import verify_path
+
+    answer = _client(shared).generate("pool:1", n=3, where=[f"{YEAR}>2016", f"{YEAR}<2019"])
+    receipt = json.loads(answer.receipt())
+    file = tmp_path / "receipt.json"
+    said = {}
+    for name, where in (("kept", [f"{YEAR}<2019", f"{YEAR}>2016"]), ("lost", [])):
+        file.write_text(json.dumps({**receipt, "asked": {"where": where}}))
+        said[name] = verify_path(file, key=None, state=shared.folder)["conditions"]
+    assert said == {"kept": "as the log committed to", "lost": "not kept beside the receipt"}
+    file.write_text(json.dumps({**receipt, "asked": {"where": [f"{YEAR}>2015"]}}))
+    with pytest.raises(IntegrityError, match="committed"):
+        verify_path(file, key=None, state=shared.folder)
 
 
 def test_a_receipt_is_verified_offline_and_a_changed_one_is_not(shared: Any, tmp_path: Path) -> None:
