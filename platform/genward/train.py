@@ -319,7 +319,7 @@ class _Turn:
 
     def reset(self) -> None:
         o = self.objective.optimiser
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+        self.optimiser = torch.optim.AdamW(self.parameters, o.lr, o.betas, weight_decay=o.weight_decay, fused=True)
 
     def take(self, record: Record, noise: Record, step: int, steps: int, clip: float) -> float:
         """One optimiser step; returns the mean loss."""

@@ -12,7 +12,7 @@ from genward.family import Spec
 from genward_families.backbones.table import Layout, Tower, joined
 
 FREQUENCIES = 16
-_FIRST, _LAST = 0.996, 0.004  # times of the first and the last network call
+_NOISY = -5.0  # log(a / s) of the first network call; the last one's is the opposite
 
 
 class Denoiser(nn.Module):
@@ -28,9 +28,9 @@ class Denoiser(nn.Module):
 
     frequencies: Tensor
 
-    def forward(self, x: Tensor, c: Tensor | None, e: Tensor, t: Tensor) -> Tensor:
-        """Loss (B,) of records x (B, width) with noise e (B, width) at times t (B,)."""
-        clean = self.centred(x)
+    def forward(self, x: Tensor, c: Tensor | None, e: Tensor, u: Tensor) -> Tensor:
+        """Loss (B,) of records x (B, width) with noise e (B, width) at times spread from uniforms u (B,)."""
+        clean, t = self.centred(x), _spread(u)
         a, s = torch.cos(t * math.pi / 2)[:, None], torch.sin(t * math.pi / 2)[:, None]
         v = self.predict(a * clean + s * e, t, c)
         return ((v - (a * e - s * clean)) ** 2).mean(dim=1)
@@ -52,7 +52,8 @@ class Denoiser(nn.Module):
 class Sampler(nn.Module):
     """e (B, width) and the condition -> encoded rows (B, width), in `steps` network calls.
 
-    Times fall evenly; each step is x <- A x + B ((1 + C) x0 - C x0 of the step before); C is 0 for DDIM.
+    Calls are even in log(a / s) (arXiv:2211.01095, section 5): near-dependent columns need many at little noise. Each
+    step is x <- A x + B ((1 + C) x0 - C x0 of the step before); C is 0 for DDIM.
     """
 
     def __init__(self, denoiser: Denoiser, steps: int, method: Literal["multistep", "ddim"]) -> None:
@@ -105,13 +106,23 @@ class Sampler(nn.Module):
         return torch.index_select(table, 0, at)
 
 
+def _time(lam: Tensor) -> Tensor:
+    """The time at which log(a / s) is lam."""
+    return torch.atan(torch.exp(-lam)) * 2 / math.pi
+
+
+def _spread(u: Tensor) -> Tensor:
+    """Uniform to training times: half of them even in log(a / s), as the sampler's calls are, half even in t."""
+    calls = _time(_NOISY * (1 - 4 * torch.clamp(u, max=0.5)))
+    return torch.where(u < 0.5, calls, torch.clamp(2 * u - 1, min=0.0))
+
+
 def _coefficients(steps: int, method: str) -> Tensor:
     """(steps, 6): time, a, s, A, B, C of each step; the last one goes to the clean record itself."""
-    share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:-1]
-    times = _FIRST + (_LAST - _FIRST) * share * steps / max(steps - 1, 1)
+    lam = torch.linspace(_NOISY, -_NOISY, steps, dtype=torch.float64)
+    times = _time(lam)
     a, s = torch.cos(times * math.pi / 2), torch.sin(times * math.pi / 2)
     keep, move, back = torch.zeros(steps), torch.ones(steps), torch.zeros(steps)
-    lam = torch.log(a / s)
     for i in range(steps - 1):
         keep[i] = s[i + 1] / s[i]
         move[i] = a[i + 1] - s[i + 1] * a[i] / s[i]
