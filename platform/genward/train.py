@@ -31,7 +31,9 @@ from genward.family import Family, Objective, Optimiser, Phase, Record, Spec, Tr
 STEPS = 20_000  # when neither steps nor a budget is given
 _EVALUATIONS = 40  # of the held-out loss, over a phase
 _CALIBRATION = 100  # steps at most, on a throw-away copy
-_KEPT = 0.92  # share of a budget that steps may take; calibration, evaluations and checkpoints take the rest
+_KEPT = 0.95  # share of a budget that is planned for; checkpoints and the network's file take the rest
+_LATE = 1.15  # of a budget: a machine that slowed down since the calibration stops here, not fully annealed
+_LOOKED_AT = 4096  # held-out records at most
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class TrainOptions:
     max_minutes: float | None = None
     max_cpu_seconds: float | None = None
     batch: int = 256
-    held_out: float = 0.05  # of the training records, for early stopping
+    held_out: float = 0.05  # of the training records, for early stopping; 4,096 at most
     patience: int = 12  # evaluations without a better held-out loss
     ema: float = 0.999
     clip: float = 1.0  # largest gradient norm
@@ -142,8 +144,8 @@ class Run:
         self.steps = self._count_steps(phase)
 
     def _run(self, phase: Phase, progress: Progress) -> None:
-        every = max(1, self.steps // _EVALUATIONS)
-        saved, losses = time.monotonic(), 0.0
+        every = max(1, -(-self.steps // _EVALUATIONS))
+        saved, losses, late = time.monotonic(), 0.0, self._deadline(phase)
         progress.start(f"train {self.phase + 1}/{len(self.phases)}", self.steps)
         while self.step < self.steps:
             losses = self._one(self.step, self.steps)
@@ -151,7 +153,7 @@ class Run:
             if self.step % every == 0 or self.step == self.steps:
                 note = self._evaluate(phase, losses)
                 progress.update(self.step, note)
-                if self.stale > self.options.patience:
+                if self.stale > self.options.patience or late():
                     break
             if self.asked_to_stop:
                 self.save()
@@ -234,29 +236,58 @@ class Run:
     # how long
 
     def _count_steps(self, phase: Phase) -> int:
-        share = phase.share / sum(p.share for p in self.phases)
         if self.options.steps is not None:
-            return max(1, round(self.options.steps * share))
-        budgets = [(time.process_time, self.options.max_cpu_seconds)]
-        budgets.append((time.monotonic, None if self.options.max_minutes is None else 60 * self.options.max_minutes))
-        counts = [int(_KEPT * b * share / self._pace(clock, b * share)) for clock, b in budgets if b is not None]
-        return max(1, min(counts, default=round(STEPS * share)))
+            return max(1, round(self.options.steps * self._share(phase)))
+        budgets = self._budgets(phase)
+        return self._affordable(phase, budgets) if budgets else max(1, round(STEPS * self._share(phase)))
 
-    def _pace(self, clock: Callable[[], float], budget: float) -> float:
-        """Seconds a step takes by a clock, measured on a copy; the first steps are not typical and do not count."""
+    def _share(self, phase: Phase) -> float:
+        return phase.share / sum(p.share for p in self.phases)
+
+    def _budgets(self, phase: Phase) -> list[tuple[Callable[[], float], float]]:
+        """(clock, seconds) of each budget that was given, the phase's share of it."""
+        minutes, cpu = self.options.max_minutes, self.options.max_cpu_seconds
+        known = [(time.process_time, cpu), (time.monotonic, None if minutes is None else 60 * minutes)]
+        return [(clock, budget * self._share(phase)) for clock, budget in known if budget is not None]
+
+    def _deadline(self, phase: Phase) -> Callable[[], bool]:
+        """Says whether a budget is overrun, counted from now. Never so with a number of steps, which is exact."""
+        budgets = self._budgets(phase) if self.options.steps is None else []
+        ends = [(clock, clock() + _LATE * budget) for clock, budget in budgets]
+        return lambda: any(clock() > end for clock, end in ends)
+
+    def _affordable(self, phase: Phase, budgets: Sequence[tuple[Callable[[], float], float]]) -> int:
+        """Steps that all budgets hold together with their evaluations; the calibration is paid from them."""
+
+        def now() -> NDArray[np.float64]:
+            return np.array([clock() for clock, _ in budgets])
+
+        limits = np.array([seconds for _, seconds in budgets])
+        began = now()
+        pace = self._pace(now, limits)
+        before = now()
+        if phase.monitor is not None and len(self.held["x"]):
+            self._held_out(phase.objectives[phase.monitor])
+        look = now() - before
+        left = _KEPT * limits - (now() - began)
+        steps = np.maximum(left / (pace + look), (left - _EVALUATIONS * look) / pace)
+        return max(1, int(steps.min()))
+
+    def _pace(self, now: Callable[[], NDArray[np.float64]], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds a step takes by each clock, measured on a copy; the first steps are not typical and do not count."""
         kept = [p.detach().clone() for p in self.network.parameters()]
         average = [p.clone() for p in self.average]
-        ends = [clock()]
-        while len(ends) <= 3 or (len(ends) <= _CALIBRATION and ends[-1] - ends[0] < 0.03 * budget):
+        ends = [now()]
+        while len(ends) <= 3 or (len(ends) <= _CALIBRATION and (ends[-1] - ends[0] < 0.03 * limits).all()):
             self._one(len(ends) - 1, 10_000)
-            ends.append(clock())
+            ends.append(now())
         skip = len(ends) // 5
         pace = (ends[-1] - ends[skip]) / (len(ends) - 1 - skip)
         _put(self.network, kept)
         self.average = average
         for turn in self.turns:
             turn.reset()
-        return max(float(pace), 1e-6)
+        return np.maximum(pace, 1e-6)
 
     # on disk
 
@@ -387,7 +418,7 @@ def _split(
     if not all(np.isfinite(part).all() for part in records.values()):
         raise DataError("an encoded record is not finite", remedy="check the table against its schema")
     order = np.random.default_rng([options.seed, 3]).permutation(rows)
-    cut = min(rows - 1, round(rows * options.held_out))
+    cut = min(rows - 1, round(rows * options.held_out), _LOOKED_AT)
     sides = (order[cut:], order[:cut])
     fit, held = ({k: torch.from_numpy(v[side]).to(device) for k, v in records.items()} for side in sides)
     return fit, held

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from genward import train as training
 from genward.contracts import Silent
 from genward.errors import DataError, Interrupted, NotFound, UsageError
 from genward.family import Family, Spec
@@ -86,7 +87,81 @@ def test_a_budget_becomes_steps_that_a_resumed_run_keeps(
         train(linear, linear.Config(), linear_spec, records(100), tmp_path, options, StopAt(3))
     steps = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["at"][2]
     trained = train(linear, linear.Config(), linear_spec, records(100), tmp_path, options, Silent(), resume=True)
-    assert trained.history["steps"][0]["step"] == max(1, steps // 40)
+    assert trained.history["steps"][0]["step"] == -(-steps // 40)
+
+
+class Clock:
+    """Time that passes only when the loop works: so much a step, so much a look at held-out records."""
+
+    def __init__(self, step: float, look: float) -> None:
+        self.now, self.step, self.look = 0.0, step, look
+
+    def process_time(self) -> float:
+        return self.now
+
+    monotonic = process_time
+
+    def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        take, look = training._Turn.take, training.Run._held_out
+
+        def slow_take(turn: Any, *given: Any) -> float:
+            self.now += self.step
+            return take(turn, *given)
+
+        def slow_look(run: Any, *given: Any) -> float:
+            self.now += self.look
+            return look(run, *given)
+
+        monkeypatch.setattr(training, "time", self)
+        monkeypatch.setattr(training._Turn, "take", slow_take)
+        monkeypatch.setattr(training.Run, "_held_out", slow_look)
+
+
+BUDGETS = [{"max_cpu_seconds": 60.0}, {"max_minutes": 1.0}, {"max_minutes": 1.0, "max_cpu_seconds": 1e6}]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize(("step", "look"), [(0.05, 0.0), (0.05, 0.2), (0.3, 0.1), (1.0, 0.5)])
+def test_a_budget_is_kept_within_a_quarter(
+    linear: Family,
+    linear_spec: Spec,
+    records: Records,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: dict[str, float],
+    step: float,
+    look: float,
+) -> None:
+    """A minute over two phases, on a clock of our own: looks at held-out records and the calibration are paid for."""
+    clock = Clock(step, look)
+    clock.attach(monkeypatch)
+    options = replace(OPTIONS, steps=None, patience=10**6, checkpoint_seconds=1e9, **budget)
+    train(linear, linear.Config(), linear_spec, records(100), tmp_path, options, Silent())
+    assert 45.0 <= clock.now <= 75.0
+
+
+def test_a_machine_that_slows_down_stops_at_the_budget(
+    linear: Family, linear_spec: Spec, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times slower after the calibration: what is kept is the average so far."""
+    clock = Clock(0.05, 0.0)
+    clock.attach(monkeypatch)
+    begin = training.Run._begin
+
+    def slower(run: Any, phase: Any) -> None:
+        clock.step = 0.05
+        begin(run, phase)
+        clock.step = 0.5
+
+    monkeypatch.setattr(training.Run, "_begin", slower)
+    options = replace(OPTIONS, steps=None, max_minutes=1.0, patience=10**6, checkpoint_seconds=1e9)
+    train(linear, linear.Config(), linear_spec, records(100), tmp_path, options, Silent())
+    assert 60.0 <= clock.now <= 60.0 * 1.15 + 2 * 20 * 0.5 + 5
+
+
+def test_held_out_records_are_bounded(linear: Family, linear_spec: Spec, records: Records, tmp_path: Path) -> None:
+    run = training.Run(linear, linear.Config(), linear_spec, records(200_000), tmp_path, OPTIONS)
+    assert len(run.held["x"]) == 4096
 
 
 def test_the_moving_average_is_what_is_kept(
