@@ -36,16 +36,16 @@ class DiffusionConfig(FamilyConfig):
 
 
 class Denoising(Objective):
-    """Mean squared error of v, over fields and noise draws, at times spread by the network."""
+    """Mean squared error of v, over fields and noise draws, at uniform times."""
 
     def __init__(self, width: int, config: DiffusionConfig) -> None:
-        self.noise = [NoiseSpec("e", (config.draws, width)), NoiseSpec("u", (config.draws,), "uniform")]
+        self.noise = [NoiseSpec("e", (config.draws, width)), NoiseSpec("t", (config.draws,), "uniform")]
         self.optimiser = Optimiser(lr=config.lr, weight_decay=1e-4, warmup=0.02)
 
     def loss(self, network: nn.Module, record: Record, noise: Record, progress: float) -> Tensor:
         errors = [
-            network(record["x"], record.get("c"), noise["e"][:, k], noise["u"][:, k])
-            for k in range(noise["u"].shape[1])
+            network(record["x"], record.get("c"), noise["e"][:, k], noise["t"][:, k])
+            for k in range(noise["t"].shape[1])
         ]
         total: Tensor = sum(errors[1:], start=errors[0]) / len(errors)
         return total

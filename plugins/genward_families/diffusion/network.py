@@ -28,9 +28,9 @@ class Denoiser(nn.Module):
 
     frequencies: Tensor
 
-    def forward(self, x: Tensor, c: Tensor | None, e: Tensor, u: Tensor) -> Tensor:
-        """Loss (B,) of records x (B, width) with noise e (B, width) at times spread from uniforms u (B,)."""
-        clean, t = self.centred(x), _spread(u)
+    def forward(self, x: Tensor, c: Tensor | None, e: Tensor, t: Tensor) -> Tensor:
+        """Loss (B,) of records x (B, width) with noise e (B, width) at times t (B,)."""
+        clean = self.centred(x)
         a, s = torch.cos(t * math.pi / 2)[:, None], torch.sin(t * math.pi / 2)[:, None]
         v = self.predict(a * clean + s * e, t, c)
         return ((v - (a * e - s * clean)) ** 2).mean(dim=1)
@@ -106,21 +106,10 @@ class Sampler(nn.Module):
         return torch.index_select(table, 0, at)
 
 
-def _time(lam: Tensor) -> Tensor:
-    """The time at which log(a / s) is lam."""
-    return torch.atan(torch.exp(-lam)) * 2 / math.pi
-
-
-def _spread(u: Tensor) -> Tensor:
-    """Uniform to training times: half of them even in log(a / s), as the sampler's calls are, half even in t."""
-    calls = _time(_NOISY * (1 - 4 * torch.clamp(u, max=0.5)))
-    return torch.where(u < 0.5, calls, torch.clamp(2 * u - 1, min=0.0))
-
-
 def _coefficients(steps: int, method: str) -> Tensor:
     """(steps, 6): time, a, s, A, B, C of each step; the last one goes to the clean record itself."""
     lam = torch.linspace(_NOISY, -_NOISY, steps, dtype=torch.float64)
-    times = _time(lam)
+    times = torch.atan(torch.exp(-lam)) * 2 / math.pi
     a, s = torch.cos(times * math.pi / 2), torch.sin(times * math.pi / 2)
     keep, move, back = torch.zeros(steps), torch.ones(steps), torch.zeros(steps)
     for i in range(steps - 1):
