@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from genward.contracts import Evidence, Progress
 from genward.data.readers import as_numbers
 from genward.data.schema import Schema
+from genward.errors import DataError
 
 Floats = NDArray[np.float64]
 MOST = 10_000  # rows of each kind that the slow measures look at
 FOLDS = 5
+FEWEST = 50  # rows of each kind below which a booster hardly splits and would call anything alike
 _SEED = 20_260_101
 
 
@@ -33,7 +35,13 @@ def evaluate(
     target: str | None,
     progress: Progress,
 ) -> list[Evidence]:
-    """All measures. `target` is the column that the usefulness test predicts; without one it is not measured."""
+    """All measures. `target` is the column that the usefulness test predicts; without one it is not measured.
+
+    Raises DataError when a table has no row. With few rows a measure says that it was not taken, and why.
+    """
+    sides = {"training": real_train, "held-out": real_test, "synthetic": synthetic}
+    if empty := [name for name, side in sides.items() if not side.num_rows]:
+        raise DataError(f"there are no {empty[0]} rows to judge by", remedy="give a larger table")
     train, test, made = (features(table, schema) for table in (real_train, real_test, synthetic))
     measures: list[Callable[[], list[Evidence]]] = [
         lambda: [_one_way(train, test, made, schema)],
@@ -107,22 +115,35 @@ def _gap(a: Floats, b: Floats, choice: bool) -> float:
 def _c2st(train: Floats, test: Floats, made: Floats) -> Evidence:
     """Classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv:1610.06545): cross-validated AUC of a booster."""
     n = min(len(test), len(made), len(train), MOST)
+    if n < FEWEST:
+        return Evidence("c2st", None, f"not measured: {n} rows of each kind, {FEWEST} are needed", 2 * n)
     scores = _auc(_some(test, n), _some(made, n))
     reference = _auc(_some(test, n), _some(train, n))
-    mean, half = float(scores.mean()), 1.96 * float(scores.std(ddof=1)) / np.sqrt(len(scores))
+    mean, half = float(scores.mean()), float(1.96 * scores.std(ddof=1) / np.sqrt(len(scores)))
     method = f"{FOLDS}-fold AUC of gradient boosting, held-out rows against as many synthetic; interval over folds"
-    return Evidence("c2st", mean, method, 2 * n, mean - half, mean + half, "", float(reference.mean()))
+    low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return Evidence("c2st", mean, method, 2 * n, low, high, "", float(reference.mean()))
 
 
 def _auc(a: Floats, b: Floats) -> Floats:
+    """AUC of each fold."""
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
 
     x, y = np.vstack([a, b]), np.r_[np.zeros(len(a)), np.ones(len(b))]
-    folds = StratifiedKFold(max(2, min(FOLDS, len(a))), shuffle=True, random_state=_SEED % 2**32)
-    model = HistGradientBoostingClassifier(random_state=0, early_stopping=False)
-    found: Floats = cross_val_score(model, x, y, cv=folds, scoring="roc_auc")
-    return found
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=_SEED % 2**32)
+    found = []
+    for seen, left in folds.split(x, y):
+        model, known = _booster(HistGradientBoostingClassifier, x[seen], y[seen])
+        found.append(roc_auc_score(y[left], model.decision_function(np.where(known, x[left], 0.0))))
+    return np.array(found)
+
+
+def _booster(kind: Any, x: Floats, y: Floats) -> tuple[Any, NDArray[np.bool_]]:
+    """A fitted booster and which columns have a value; the others are no features, and it fails on them."""
+    known = np.asarray(~np.isnan(x).all(axis=0))
+    return kind(random_state=0, early_stopping=False).fit(np.where(known, x, 0.0), y), known
 
 
 def _tstr(
@@ -134,8 +155,11 @@ def _tstr(
     numeric = schema.column(target).is_number
     sides = [_supervised(table, schema, target) for table in (real_train, real_test, synthetic)]
     (x, y), (test_x, test_y), (made_x, made_y) = sides
-    if min(len(y), len(test_y), len(made_y)) < 20 or (not numeric and min(len(set(y)), len(set(made_y))) < 2):
-        return Evidence("tstr", None, f"not measured: too few rows with {target}")
+    least = min(len(y), len(test_y), len(made_y))
+    if least < FEWEST:
+        return Evidence("tstr", None, f"not measured: {least} rows with {target}, {FEWEST} are needed", least)
+    if not numeric and min(len(set(y)), len(set(made_y))) < 2:
+        return Evidence("tstr", None, f"not measured: {target} has one category only", least)
     n = min(len(y), len(made_y))
     score = _fitted(made_x[:n], made_y[:n], numeric)
     real = _fitted(x[:n], y[:n], numeric)
@@ -161,8 +185,8 @@ def _fitted(x: Floats, y: Floats, numeric: bool) -> Callable[[Floats, Floats], f
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kind = HistGradientBoostingRegressor if numeric else HistGradientBoostingClassifier
-    model = kind(random_state=0, early_stopping=False).fit(x, y)
-    return lambda test_x, test_y: float(model.score(test_x, test_y))
+    model, known = _booster(kind, x, y)
+    return lambda test_x, test_y: float(model.score(np.where(known, test_x, 0.0), test_y))
 
 
 def _resampled(score: Any, x: Floats, y: Floats, times: int = 30) -> tuple[float, float]:
@@ -191,7 +215,8 @@ def _nearest(train: Floats, test: Floats, made: Floats) -> Evidence:
     """Share of synthetic rows that lie closer to a training row than to a held-out one, both sets equally large."""
     n = min(len(train), len(test), 2_000)
     m = min(len(made), 2_000)
-    scale = np.nanmedian(np.abs(train - np.nanmedian(train, axis=0)), axis=0)
+    known = np.where(np.isnan(train).all(axis=0), 0.0, train)
+    scale = np.nanmedian(np.abs(known - np.nanmedian(known, axis=0)), axis=0)
     near, far, rows = (_scaled(_some(side, k), scale) for side, k in ((train, n), (test, n), (made, m)))
     closer = _distances(rows, near) < _distances(rows, far)
     low, high = _wilson(int(closer.sum()), m)

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from genward.contracts import Evidence, Silent
-from genward.data.schema import Schema
+from genward.data.schema import Column, Schema
+from genward.errors import DataError
 from genward.evaluate import evaluate, plots
 
 RNG = np.random.default_rng(11)
@@ -104,3 +105,60 @@ def test_marginals_are_drawn(tmp_path: Path) -> None:
     made, real = (part.rename_columns([r"$\\nonsense", "group", "y"]) for part in (OTHER, TEST))
     plots(made, real, Schema.infer(real), tmp_path / "marginals.png")
     assert (tmp_path / "marginals.png").read_bytes().startswith(b"\x89PNG")
+
+
+EMPTY = {"gone": pa.float64(), "lost": pa.string(), "no": pa.bool_()}
+
+
+def with_empty(source: pa.Table) -> pa.Table:
+    """Three more columns, of each kind, without a single value."""
+    for name, kind in EMPTY.items():
+        source = source.append_column(name, pa.nulls(source.num_rows, kind))
+    return source
+
+
+def schema_with_empty() -> Schema:
+    lost = Column(name="lost", kind="categorical", categories=("p", "q"), nullable=True)
+    more = (Column(name="gone", kind="numeric", nullable=True), lost, Column(name="no", kind="boolean", nullable=True))
+    return SCHEMA.model_copy(update={"columns": (*SCHEMA.columns, *more)})
+
+
+def test_columns_without_a_value_change_no_judgement(tmp_path: Path, real: dict[str, Evidence]) -> None:
+    sides = [with_empty(side) for side in (TRAIN, TEST, OTHER)]
+    found = {e.claim: e for e in evaluate(*sides, schema_with_empty(), "y", Silent())}
+    assert found["c2st"].value == pytest.approx(real["c2st"].value, abs=0.03)
+    assert found["tstr"].value == pytest.approx(real["tstr"].value, abs=0.03)
+    assert {found["one_way"].extra[name] for name in EMPTY} == {0.0}
+    assert found["nearest_is_training"].value == real["nearest_is_training"].value
+    plots(sides[2], sides[1], schema_with_empty(), tmp_path / "marginals.png")
+
+
+def test_values_in_a_column_that_has_none_are_found_out() -> None:
+    train, test, made = (with_empty(side) for side in (TRAIN, TEST, OTHER))
+    made = made.set_column(made.column_names.index("gone"), "gone", pa.array(np.ones(made.num_rows)))
+    found = {e.claim: e for e in evaluate(train, test, made, schema_with_empty(), "y", Silent())}
+    assert found["c2st"].value == pytest.approx(1.0) and found["one_way"].extra["gone"] == 1.0
+
+
+@pytest.mark.parametrize("target", ["gone", "lost", "no"])
+def test_a_target_without_a_value_is_not_measured(target: str) -> None:
+    sides = [with_empty(side) for side in (TRAIN, TEST, OTHER)]
+    found = {e.claim: e for e in evaluate(*sides, schema_with_empty(), target, Silent())}["tstr"]
+    assert found.value is None and f"0 rows with {target}" in found.method
+
+
+def test_twelve_held_out_rows_are_too_few_for_a_booster_and_it_is_said() -> None:
+    """With so few rows it would not split once and call everything alike: .5, the best mark."""
+    found = {e.claim: e for e in evaluate(TRAIN, TEST.slice(0, 12), OTHER, SCHEMA, "y", Silent())}
+    for claim in ("c2st", "tstr"):
+        assert found[claim].value is None and "not measured: 12 rows" in found[claim].method
+    for claim in ("one_way", "exact_copies", "nearest_is_training"):
+        value, low, high = found[claim].value, found[claim].low, found[claim].high
+        assert value is not None and low is not None and high is not None and 0 <= low <= value <= high <= 1
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_no_rows_at_all_are_refused(which: int) -> None:
+    sides = [side.slice(0, 0) if i == which else side for i, side in enumerate((TRAIN, TEST, OTHER))]
+    with pytest.raises(DataError, match=r"there are no (training|held-out|synthetic) rows"):
+        evaluate(*sides, SCHEMA, "y", Silent())
