@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +79,46 @@ def test_table_families_resume_to_the_same_bytes(name: str, tmp_path: Path) -> N
     with pytest.raises(Interrupted, match="--resume"):
         train(family, config, codec.spec, data, tmp_path / "cut", options, StopAt(13))
     train(family, config, codec.spec, data, tmp_path / "cut", options, Silent(), resume=True)
+    bytes_ = [(tmp_path / side / "network.safetensors").read_bytes() for side in ("whole", "cut")]
+    assert bytes_[0] == bytes_[1]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from genward.contracts import Silent
+from genward.plugins import Plugins
+from genward.testing import small_codec, small_table
+from genward.train import TrainOptions, train
+folder, name, steps, resume = sys.argv[1:]
+family, codec = Plugins.load(["genward"]).family(name)(), small_codec()
+options = TrainOptions(seed=5, steps=int(steps), batch=16, held_out=0.2, checkpoint_seconds=0.0, device="cpu")
+train(family, family.Config(hidden=16), codec.spec, codec.encode(small_table()), Path(folder), options, Silent(),
+      resume == "resume")
+"""
+
+
+def child(folder: Path, name: str, steps: int, resume: str = "") -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), name, str(steps), resume])
+
+
+@pytest.mark.parametrize("name", ["vae", "diffusion"])
+def test_a_process_killed_at_any_moment_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    """SIGKILL, twice, at random moments after a checkpoint: in a step or in the middle of writing the next one."""
+    steps, moment = 600, random.Random()
+    assert child(tmp_path / "whole", name, steps).wait() == 0
+    for resume in ("", "resume"):
+        checkpoint = tmp_path / "cut" / "checkpoint.pt"
+        before = checkpoint.stat().st_mtime_ns if resume else 0
+        process = child(tmp_path / "cut", name, steps, resume)
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(moment.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 0 < torch.load(checkpoint, weights_only=True)["at"][1] < steps
+    assert child(tmp_path / "cut", name, steps, "resume").wait() == 0
     bytes_ = [(tmp_path / side / "network.safetensors").read_bytes() for side in ("whole", "cut")]
     assert bytes_[0] == bytes_[1]
 
