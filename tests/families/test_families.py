@@ -213,3 +213,14 @@ def test_the_page_on_families_runs() -> None:
     for family in genward_families():
         for key, setting in family.Config.model_fields.items():
             assert [f"`{key}`", f"{setting.default:g}" if key != "sampler" else setting.default] in rows, key
+
+
+def test_the_page_lists_every_training_option_with_its_default() -> None:
+    from dataclasses import fields
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.splitlines() if "|" in line]
+    for item in fields(TrainOptions):
+        default = "none" if item.default is None else f"{item.default:g}" if item.type != "str" else item.default
+        assert [f"`{item.name}`", default] in rows, item.name
