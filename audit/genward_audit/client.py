@@ -243,13 +243,15 @@ class _Connection:
 
 
 class _Pipe(asyncio.Protocol):
-    """A connection of an event loop; what one turn of the loop sends leaves in one write."""
+    """A connection of an event loop. While entries are on their way, later ones wait and then leave in one write: the
+    writer could not begin a new group before it has answered the last one anyway (as Nagle, RFC 896)."""
 
     def __init__(self, forget: Any) -> None:
         self._forget, self._parser = forget, p.Parser()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._out: list[bytes] = []
+        self._sent = 0  # how many frames were not answered yet
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -265,13 +267,19 @@ class _Pipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for status, number, reply in self._parser.feed(data):
-            future = self._waiting.pop(number, None)
-            if future is None or future.done():
-                continue
-            if status == p.OK:
-                future.set_result(reply)
-            else:
-                future.set_exception(p.read_error(reply))
+            self._sent -= 1
+            self._answered(self._waiting.pop(number), status, reply)
+        if self._out and not self._sent:
+            self._flush()
+
+    @staticmethod
+    def _answered(future: asyncio.Future[bytes], status: int, reply: bytes) -> None:
+        if future.done():  # whoever asked has gone
+            return
+        if status == p.OK:
+            future.set_result(reply)
+        else:
+            future.set_exception(p.read_error(reply))
 
     async def ask(self, kind: int, body: bytes) -> bytes:
         if self._transport is None:
@@ -280,12 +288,13 @@ class _Pipe(asyncio.Protocol):
         number = next(self._numbers)
         future: asyncio.Future[bytes] = loop.create_future()
         self._waiting[number] = future
-        if not self._out:
+        if not self._out and not self._sent:
             loop.call_soon(self._flush)
         self._out.append(p.pack(kind, number, body))
         return await future
 
     def _flush(self) -> None:
+        self._sent += len(self._out)
         data, self._out = b"".join(self._out), []
         if self._transport is not None:
             self._transport.write(data)

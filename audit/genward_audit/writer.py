@@ -146,11 +146,17 @@ class Writer:
         try:
             if self._broken is not None:
                 await self._mend()
-            first = await self._in(self._disk, self.sequencer.commit, entries)
+            first = await self._commit_now(entries)
         except AuditError as error:
             self._fail(ready, error)
             return
         self._acknowledge(ready, first)
+
+    async def _commit_now(self, entries: list[bytes]) -> int:
+        """In the disk's thread, while the loop gathers the next batch; a lone one is spared the way."""
+        if len(entries) == 1:
+            return self.sequencer.commit(entries)
+        return int(await self._in(self._disk, self.sequencer.commit, entries))
 
     def _acknowledge(self, batch: Sequence[_Waiting], first: int) -> None:
         """One write per producer, however many of its entries were in the batch."""
