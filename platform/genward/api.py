@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from genward import receipt as receipts
 from genward import record
 from genward.contracts import AuditSink, Finding, Progress, ReleaseInfo, Silent
-from genward.errors import CheckFailed, NotFound, PluginError
+from genward.errors import CheckFailed, NotFound, PluginError, UsageError
 
 if TYPE_CHECKING:
     from genward.candidate import Candidate
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("genward")
 _T = TypeVar("_T")
+_LONGEST_KEY = 36_500  # days
 _OPERATOR = "operator"  # the actor of acts on local state, where no key was named
 
 
@@ -82,10 +84,10 @@ class Platform:
 
     @classmethod
     def open(cls, folder: Path, passphrase: str | None = None) -> Platform:
-        """Open a state folder; NotFound says how to make one."""
+        """Open a state folder; NotFound says how to make one. The passphrase is GENWARD_PASSPHRASE's when not given."""
         from genward.state import State
 
-        return cls(State.open(folder), passphrase)
+        return cls(State.open(folder), passphrase or os.environ.get("GENWARD_PASSPHRASE"))
 
     # parts
 
@@ -185,6 +187,8 @@ class Platform:
 
     def create_key(self, tenant: str, roles: Sequence[str], *, days: float | None = None, label: str = "") -> str:
         """Make an API key and return it, this once."""
+        if days is not None and not 0 < days <= _LONGEST_KEY:
+            raise UsageError(f"days is {days}", remedy=f"give a number above 0, to {_LONGEST_KEY}, or leave it out")
         expires = None if days is None else time.time() + 86_400 * days
         prefix, key = self.registry.create_key(tenant, roles, expires=expires, label=label)
         self.record("key.create", tenant=tenant, key=prefix, roles=sorted(roles))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from genward.plugins import Plugins
 
 
+NETWORK = "network.safetensors"  # the last file a training writes that a release needs
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training, as JSON: written before the first step, read by `resume` and `release`."""
@@ -52,6 +55,11 @@ class Candidate:
     @property
     def id(self) -> str:
         return self.recipe.id
+
+    @property
+    def trained(self) -> bool:
+        """Whether training has finished."""
+        return (self.folder / NETWORK).is_file()
 
     def network(self) -> nn.Module:
         """The trained network in eval mode; NotFound when training has not finished."""

@@ -5,17 +5,27 @@ from __future__ import annotations
 import platform as host
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genward.errors import GenwardError, NotFound
+
 if TYPE_CHECKING:
+    from genward.api import Platform
     from genward.plugins import Plugins
     from genward.state import State
 
 _PARTS = ("genward", "torch", "onnx", "onnxruntime", "onnxscript", "bentoml", "pyarrow", "cryptography", "sqlalchemy")
 
 
-def examine(state: State | None, plugins: Plugins) -> dict[str, Any]:
-    """Facts for `genward doctor`, as JSON-able values."""
+def examine(folder: Path) -> dict[str, Any]:
+    """Facts for `genward doctor`, as JSON-able values. What is broken is listed under `problems`, never raised."""
+    problems: list[str] = []
+    platform = _platform(folder, problems)
+    plugins = _plugins(platform, problems)
+    state = platform.state if platform else None
+    if platform:
+        _ask(platform, problems)
     return {
         "python": host.python_version(),
         "machine": f"{host.system()} {host.machine()}",
@@ -24,7 +34,44 @@ def examine(state: State | None, plugins: Plugins) -> dict[str, Any]:
         "plugins": [_plugin(info) for info in plugins.infos],
         "state": None if state is None else str(state.folder),
         "unsafe": [] if state is None else unsafe(state),
+        "problems": problems,
     }
+
+
+def _platform(folder: Path, problems: list[str]) -> Platform | None:
+    """The state folder, if there is one that opens; having none yet is no problem."""
+    from genward.api import Platform
+
+    try:
+        return Platform.open(folder)
+    except GenwardError as error:
+        if not isinstance(error, NotFound) or folder.exists():
+            problems.append(str(error))
+        return None
+
+
+def _plugins(platform: Platform | None, problems: list[str]) -> Plugins:
+    from genward.plugins import Plugins
+
+    try:
+        found = platform.plugins if platform else Plugins.load(["genward"])
+    except GenwardError as error:
+        problems.append(str(error))
+        return Plugins()
+    remedy = "mend it, or take it off the list `plugins` in genward.yaml"
+    problems += [f"plugin {info.distribution} is broken: {info.reason} ({remedy})" for info in found.broken]
+    return found
+
+
+def _ask(platform: Platform, problems: list[str]) -> None:
+    """Whether keys, registry, policy and log answer; the same complaint is made once."""
+    for part in (lambda: platform.keys.trusted(), platform.policies, lambda: platform.audit.vkey()):
+        try:
+            part()
+        except GenwardError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+    platform.close()
 
 
 def unsafe(state: State) -> list[str]:

@@ -192,7 +192,7 @@ def _load_private(data: bytes, passphrase: str | None, where: str) -> Any:
 
 def _wrong_passphrase(where: str) -> GenwardError:
     what = "the passphrase is wrong or missing, or the file was changed"
-    return Unauthenticated(what, where=where, remedy="give the passphrase that the keys were made with")
+    return Unauthenticated(what, where=where, remedy="set GENWARD_PASSPHRASE to the one the keys were made with")
 
 
 def _wrapping_key(passphrase: str, salt: bytes, cost: Mapping[str, int]) -> AESGCM:

@@ -57,8 +57,9 @@ class Registry:
 
     def add_tenant(self, name: str) -> None:
         """Conflict if there is one of that name."""
-        if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UsageError(f"{name!r} is no tenant name", remedy="use letters, digits, dots, dashes, underscores")
+        check_name(name, "tenant")
+        if name in self.tenants():
+            raise Conflict(f"there is a tenant {name!r} already", remedy="`genward tenant list` shows them")
         self._write(lambda c: c.execute(insert(m.tenants).values(name=name, created=time.time())))
 
     def tenants(self) -> list[str]:
@@ -143,8 +144,7 @@ class Registry:
 
     def reserve_release(self, name: str, candidate: str = "") -> int:
         """Reserve the next version of a model; nobody sees it until `commit_release`."""
-        if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UsageError(f"{name!r} is no model name", remedy="use letters, digits, dots, dashes, underscores")
+        check_name(name, "model")
 
         def write(c: Connection) -> int:
             _sweep(c)
@@ -199,6 +199,7 @@ class Registry:
         return info
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
+        check_name(alias, "alias")
         self._write(lambda c: _point(c, name, alias, version))
 
     def grant(self, info: ReleaseInfo, tenant: str) -> ReleaseInfo:
@@ -343,6 +344,12 @@ def _version(c: Connection, reference: str) -> tuple[str, int | None]:
     if colon:
         return name, int(version) if version.isascii() and version.isdigit() and len(version) < 10 else 0
     return name, None
+
+
+def check_name(name: str, what: str) -> None:
+    """UsageError unless the name can stand in a reference and in a path."""
+    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UsageError(f"{name!r} is no {what} name", remedy="use letters, digits, dots, dashes, underscores")
 
 
 def _point(c: Connection, name: str, alias: str, version: int) -> None:

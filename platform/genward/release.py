@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genward import attest
+from genward.candidate import NETWORK
 from genward.contracts import Evidence, KeyProvider, Progress
 from genward.errors import CheckFailed
 
@@ -56,9 +57,12 @@ class Built:
 
 def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Built:
     """Run every stage before sealing; CheckFailed names the gate that refused."""
+    from genward.engine import choose_block
+
+    table = _table(candidate, dataset, plan)  # a plan that makes no sense is refused before anything slow
     network = policies.compress(candidate.network(), candidate)
     exported, parity = _export(candidate, network, progress)
-    table = _table(candidate, dataset, exported, plan)
+    table = replace(table, block=choose_block(exported.data, exported.meta))
     engine = _engine(candidate, exported, table)
     measured = _with_samples(candidate, dataset, engine, plan, progress)
     evidence = [*parity, *_quality(measured, dataset, progress), *policies.measure(measured)]
@@ -87,13 +91,13 @@ def _export(candidate: Candidate, network: Any, progress: Progress) -> tuple[Exp
     return exported, report.evidence()
 
 
-def _table(candidate: Candidate, dataset: Dataset, exported: Exported, plan: Plan) -> Table:
-    from genward.engine import choose_block
+def _table(candidate: Candidate, dataset: Dataset, plan: Plan) -> Table:
+    """The release's slots and cells; its block is chosen when the graph is there."""
     from genward.table import Table
 
     train, _ = dataset.split(candidate.recipe.seed, candidate.recipe.held_out)
     cells = candidate.codec.cells(plan.cells, train) if plan.cells else ()
-    return Table(plan.slots, 1, choose_block(exported.data, exported.meta), tuple(cells))
+    return Table(plan.slots, 1, 1, tuple(cells))
 
 
 def _engine(candidate: Candidate, exported: Exported, table: Table) -> Engine:
@@ -180,7 +184,7 @@ def _manifest(built: Built, plan: Plan, dataset: Dataset, owner: Any, policy: st
 
 def _steps(built: Built, dataset: Dataset, files: Mapping[str, bytes]) -> list[attest.Step]:
     """data -> train -> export -> evaluate -> seal, each naming what the one before made."""
-    network = _sha256((built.candidate.folder / "network.safetensors").read_bytes())
+    network = _sha256((built.candidate.folder / NETWORK).read_bytes())
     graph, evidence = _sha256(files["generator.onnx"]), _sha256(files["evidence.json"])
     recipe = asdict(built.candidate.recipe) | {"conditions": list(built.candidate.recipe.conditions)}
     data = dataset.digest.removeprefix("sha256:")

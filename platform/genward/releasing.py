@@ -9,6 +9,7 @@ from genward import record
 from genward.bundle import manifest_bytes, seal
 from genward.contracts import Progress
 from genward.errors import CheckFailed
+from genward.registry import check_name
 from genward.release import Built, Plan, build, bundle_parts
 from genward.served import bundle_folder
 
@@ -65,6 +66,8 @@ def _seal(platform: Platform, built: Built, plan: Plan, dataset: Dataset) -> str
 
 def _allow_alias(platform: Platform, alias: str | None) -> None:
     """A new release was approved by nobody yet, so it cannot go to production at once unless one person does all."""
+    if alias is not None:
+        check_name(alias, "alias")
     if alias == "production" and not platform.state.config.unsafe_single_operator:
         raise CheckFailed(
             "production needs another administrator's approval first",

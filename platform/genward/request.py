@@ -24,7 +24,7 @@ from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavail
 from genward.pages import Page, Pages
 from genward.policyset import Admission, PolicySet
 from genward.respond import Encoder, encoder
-from genward.table import PageRows, Predicate
+from genward.table import LARGEST, PageRows, Predicate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +188,7 @@ class Pipeline:
             served = await asyncio.to_thread(self.shelf.get, info) if at_hand is None else at_hand
             served.info, call.served = info, served  # grants may be newer than the open release
             _check_count(call.ask.n, self.limits.max_rows)
+            _check_start(call.ask.start)
             call.predicate = Predicate.parse(call.ask.where, served.codec.schema)
 
     def _admit(self, call: Call) -> None:
@@ -399,6 +400,11 @@ def _check_count(n: int, most: int) -> None:
         raise UsageError(f"n is {n!r}", remedy="ask for a whole number of rows, 1 or more")
     if n > most:
         raise UsageError(f"n is {n}", remedy=f"ask for at most {most} rows at a time")
+
+
+def _check_start(start: int | None) -> None:
+    if start is not None and not 0 <= start < LARGEST:
+        raise UsageError(f"`from` is {start}", remedy=f"ask from a position between 0 and {LARGEST - 1}")
 
 
 def _served(call: Call) -> Served:

@@ -63,6 +63,8 @@ class Table:
         object.__setattr__(self, "segments", grown)
         if self.slots is not None and (self.slots < 1 or min(grown) < 1 or sum(grown) != self.slots):
             raise UsageError(f"a pool of {self.slots} slots cannot be made of segments {list(grown)}")
+        if self.slots is not None and self.slots > LARGEST:
+            raise UsageError(f"a pool of {self.slots} slots is too large", remedy=f"give at most {LARGEST}, or none")
         if self.candidates < 1 or self.block < 1 or self.block % self.candidates:
             raise UsageError(f"a block of {self.block} rows does not hold whole slots of {self.candidates} candidates")
         shares = [cell.share for cell in self.cells]

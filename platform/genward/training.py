@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from genward.candidate import Candidate, Recipe
+from genward.candidate import NETWORK, Candidate, Recipe
 from genward.contracts import Finding, Progress
 from genward.data.codec import TableCodec
-from genward.errors import CheckFailed, UsageError
+from genward.errors import CheckFailed, Interrupted, UsageError
 from genward.record import request_id
 from genward.train import TrainOptions, train
 
@@ -50,6 +51,8 @@ def start(
     data = platform.dataset(dataset)
     for name in (*conditions, *([target] if target else [])):
         data.schema.column(name)
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed is {seed}", remedy="give a whole number from 0")
     _check(platform, data)
     _check_config(platform, family, config or {})
     recipe = Recipe(
@@ -71,8 +74,10 @@ def start(
 
 
 def resume(platform: Platform, name: str, progress: Progress) -> Candidate:
-    """Go on where an interrupted training stood."""
+    """Go on where an interrupted training stood; a finished one is left as it is."""
     candidate = platform.candidate(name)
+    if candidate.trained:
+        return candidate
     return _run(platform, candidate, platform.dataset(candidate.recipe.dataset), progress, resume=True)
 
 
@@ -81,9 +86,12 @@ def _run(platform: Platform, candidate: Candidate, data: Dataset, progress: Prog
     rows, _ = data.split(recipe.seed, recipe.held_out)
     records = candidate.codec.encode(rows, np.random.default_rng([recipe.seed, _DITHER]))
     options = TrainOptions(seed=recipe.seed, **recipe.options)
-    train(
-        candidate.family, candidate.config, candidate.codec.spec, records, candidate.folder, options, progress, resume
-    )
+    spec, folder = candidate.codec.spec, candidate.folder
+    try:
+        train(candidate.family, candidate.config, spec, records, folder, options, progress, resume)
+    except Interrupted as stopped:
+        stopped.remedy = f"`genward train --resume {candidate.id}` goes on"
+        raise
     platform.record("candidate.trained", candidate=candidate.id, dataset=data.digest)
     return candidate
 
@@ -93,7 +101,8 @@ def _check(platform: Platform, data: Dataset) -> None:
     findings: list[Finding] = [*data.schema.check(data.table()), *platform.policies().check_data(data)]
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
-        raise CheckFailed(errors[0].message, where=f"{data.name}: {errors[0].where}".rstrip(": "))
+        where = f"{data.name}: {errors[0].where}".rstrip(": ")
+        raise CheckFailed(errors[0].message, where=where, remedy="mend the table, or its schema")
 
 
 def _check_config(platform: Platform, family: str, config: Mapping[str, Any]) -> None:
@@ -113,8 +122,9 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
             f"no training option {', '.join(sorted(unknown))}", remedy=f"there are {', '.join(sorted(known))}"
         )
     found = {name: value for name, value in given.items() if value is not None}
-    if any(isinstance(value, (int, float)) and value <= 0 for value in found.values()):
-        raise UsageError("a training option must be positive", where=str(found))
+    for name, value in found.items():
+        if isinstance(value, (int, float)) and not 0 < value < math.inf:
+            raise UsageError(f"{name} is {value}", remedy="give a number above 0")
     return found
 
 
@@ -124,7 +134,7 @@ def listed(platform: Platform) -> list[dict[str, Any]]:
     for folder in sorted(platform.state.candidates_dir.iterdir(), key=lambda path: path.stat().st_mtime):
         if (folder / "recipe.json").is_file():
             recipe = json.loads((folder / "recipe.json").read_bytes())
-            done = (folder / "network.safetensors").is_file()
+            done = (folder / NETWORK).is_file()
             about = {name: recipe[name] for name in ("id", "family", "created")}
             rows.append({**about, "dataset": recipe["dataset"][:19], "state": "trained" if done else "resumable"})
     return rows

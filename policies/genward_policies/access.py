@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +29,7 @@ class Access(Policy):
 
     name = "access"
     Config = AccessConfig
+    example: ClassVar[Mapping[str, Any]] = {"roles": {"generate": ("consumer",)}}
 
     @hookimpl
     def admit(self, request: Request, facts: Facts) -> Verdict:

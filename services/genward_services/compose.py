@@ -81,6 +81,7 @@ def open_audit(state: State, passphrase: str | None = None) -> AuditSink:
         "second": audit.second_folder,
         "policy": audit.witnesses[0] if audit.witnesses else None,
     }
+    before = os.environ.get("GENWARD_PASSPHRASE")
     if passphrase is not None:
         os.environ["GENWARD_PASSPHRASE"] = passphrase  # for the writer that is started below, and only it
     try:
@@ -89,4 +90,5 @@ def open_audit(state: State, passphrase: str | None = None) -> AuditSink:
     except audit_errors.AuditError as error:
         raise _ours(error) from None
     finally:
-        os.environ.pop("GENWARD_PASSPHRASE", None)
+        if before is None:
+            os.environ.pop("GENWARD_PASSPHRASE", None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from genward.api import Platform
-from genward.errors import Unavailable
+from genward.errors import Unavailable, UsageError
 from genward.state import State
 
 READY_SECONDS = 60.0
@@ -25,6 +25,8 @@ def run(state: Path, *, host: str | None, port: int | None, workers: int | None)
     """Serve until interrupted; Unavailable when the server does not come up."""
     platform = Platform.open(state)
     server = platform.state.config.server
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}", remedy="give 1 or more")
     address = host or server.host
     free = _port(address, server.port if port is None else port)
     platform.audit.vkey()  # the writer runs, or says why not, before anything listens
@@ -50,12 +52,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _port(host: str, port: int) -> int:
-    """The port, or any free one for 0."""
-    if port:
-        return port
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """The port, or any free one for 0; UsageError when nobody can listen there, before somebody else answers for us."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        remedy = "choose another with --host and --port; 0 is any free port"
+        raise UsageError(f"cannot listen: {what}", where=f"{host}:{port}", remedy=remedy) from None
 
 
 def _start(state: State, host: str, port: int, workers: int) -> subprocess.Popen[bytes]:

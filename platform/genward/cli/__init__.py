@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from genward.cli import common, daily, dataset, demo, model, plugin, policy, tenant
-from genward.errors import GenwardError
+from genward.errors import GenwardError, Interrupted, Unavailable, UsageError
 
+_MISUSE: type[Exception] = typer.BadParameter.__mro__[1]  # what every mistake on the command line is
 _mounted: set[str] = set()
 root = typer.Typer(
     name="genward",
@@ -69,12 +70,37 @@ def command_line() -> typer.Typer:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 ok, 1 check failed, 2 usage, 3 denied, 4 not found, 5 integrity."""
+    words = _json_first(sys.argv[1:])
+    common.settings.json = words[:1] == ["--json"]  # a mistake may be met before the flag is
     try:
-        command_line()()
+        sys.exit(command_line()(args=words, standalone_mode=False))
     except GenwardError as error:
         sys.exit(common.report(error))
-    except KeyboardInterrupt:
-        print("genward: stopped", file=sys.stderr)
-        sys.exit(130)
+    except _MISUSE as error:
+        sys.exit(_misused(error))
+    except typer.Abort:
+        sys.exit(common.report(Interrupted("stopped")))
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        remedy = "is there space, and may this user write here?"
+        sys.exit(
+            common.report(Unavailable(error.strerror or str(error), where=str(error.filename or ""), remedy=remedy))
+        )
+
+
+def _json_first(words: list[str]) -> list[str]:
+    """`genward model list --json` means `genward --json model list`; audit's verbs have a flag of their own."""
+    if "--json" not in words or "audit" in words:
+        return words
+    return ["--json", *(word for word in words if word != "--json")]
+
+
+def _misused(error: Exception) -> int:
+    """A mistake on the command line as one line; a noun without a verb has shown its help already."""
+    text = str(getattr(error, "format_message", lambda: error)()).strip().rstrip(".")
+    if not text:
+        return UsageError.exit_code
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "genward"
+    return common.report(UsageError(text, remedy=f"`{path} --help` shows more"))

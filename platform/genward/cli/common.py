@@ -95,10 +95,9 @@ def _cell(value: Any) -> str:
 
 
 def report(error: GenwardError) -> int:
-    """Print an error the way the user asked for and return its exit code."""
+    """Print an error the way the user asked for (JSON on standard output, or a line on the other); its exit code."""
     if settings.json:
-        body = {"error": error.title, "what": error.what, "where": error.where, "remedy": error.remedy}
-        print(json.dumps(body), file=sys.stderr)
+        print(json.dumps({"error": error.title, "what": error.what, "where": error.where, "remedy": error.remedy}))
     else:
         print(f"genward: {error}", file=sys.stderr)
     return error.exit_code
@@ -123,5 +122,8 @@ def parse_pairs(pairs: Iterable[str], what: str) -> dict[str, Any]:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise UsageError(f"{what} {pair!r} is not key=value", remedy=f"write --{what} key=value")
-        found[key.strip()] = yaml.safe_load(value)
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{what} {pair!r} has a value that cannot be read", remedy="quote it") from None
     return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from genward.cli import common
-from genward.errors import CheckFailed, UsageError
+from genward.errors import UsageError
 from genward.progress import for_terminal
 
 Where = Annotated[list[str] | None, typer.Option(help='Condition, for example "phase=cubic" or "density>5".')]
@@ -19,7 +20,9 @@ Where = Annotated[list[str] | None, typer.Option(help='Condition, for example "p
 
 def init(
     tenant: Annotated[str, typer.Option(help="First tenant.")] = "default",
-    passphrase: Annotated[bool, typer.Option(help="Protect the keys with a passphrase, asked for.")] = False,
+    passphrase: Annotated[
+        bool, typer.Option(help="Protect the keys with a passphrase: GENWARD_PASSPHRASE, else asked for.")
+    ] = False,
     single_operator: Annotated[
         bool, typer.Option("--unsafe-single-operator", help="One person may propose and approve; loudly logged.")
     ] = False,
@@ -27,27 +30,31 @@ def init(
     """Make a state folder: keys, one tenant, an administrator's key shown once, the shipped policy active."""
     from genward.api import Platform
 
-    word = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if passphrase else None
+    word = os.environ.get("GENWARD_PASSPHRASE") if passphrase else None
+    if passphrase and not word:
+        word = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True)
     _, key = Platform.init(common.settings.state, tenant=tenant, passphrase=word, single_operator=single_operator)
     common.show({"state": str(common.settings.state), "tenant": tenant, "administrator_key": key})
     common.say("keep this key: it is not shown again")
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(help="Data set name or digest.")],
+    dataset: Annotated[str | None, typer.Argument(help="Data set name or digest.")] = None,
     family: Annotated[str, typer.Option(help="Generator family; `genward plugin list` shows them.")] = "diffusion",
     option: Annotated[list[str] | None, typer.Option(help="The family's configuration, key=value.")] = None,
     condition: Annotated[list[str] | None, typer.Option(help="Column to condition on; makes cells possible.")] = None,
     target: Annotated[str | None, typer.Option(help="Column that the usefulness test predicts.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of split, network and noise.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Stop, fully annealed, after this time.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Train exactly this many steps.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with an interrupted candidate.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train this many steps; held-out rows may stop it earlier.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Candidate to go on with, as it was begun.")] = None,
 ) -> None:
     """Train a candidate. Ctrl-C leaves it resumable."""
     platform = common.open_platform()
     if resume:
         candidate = platform.resume(resume, progress=for_terminal())
+    elif dataset is None:
+        raise UsageError("no data set", remedy="`genward dataset list` shows them; or give --resume CANDIDATE")
     else:
         candidate = platform.train(
             dataset,
@@ -148,33 +155,29 @@ def verify(
 
 def doctor() -> None:
     """What is installed, which plugins loaded and why any did not, what could run, what is unsafe."""
-    from genward.api import Platform
     from genward.doctor import examine
-    from genward.plugins import Plugins
 
-    exists = (common.settings.state / "VERSION").is_file()
-    platform = Platform.open(common.settings.state) if exists else None
-    found = examine(platform.state if platform else None, platform.plugins if platform else Plugins.load(["genward"]))
+    found = examine(common.settings.state)
     if common.settings.json:
         common.show(found)
     else:
         _print_doctor(found)
-    if any(plugin["status"] == "broken" for plugin in found["plugins"]):
-        raise CheckFailed("a plugin is broken", remedy="mend it, or take it off the list `plugins` in genward.yaml")
+    if found["problems"]:
+        raise typer.Exit(1)
 
 
-def _print_doctor(found: dict[str, object]) -> None:
-    plugins = found.pop("plugins")
-    unsafe = found.pop("unsafe")
-    versions = found.pop("versions")
-    common.show(found)
-    common.show([{"package": k, "version": v} for k, v in versions.items()], "packages")  # type: ignore[attr-defined]
-    for plugin in plugins:  # type: ignore[attr-defined]
+def _print_doctor(found: dict[str, Any]) -> None:
+    lists = ("plugins", "unsafe", "versions", "problems")
+    common.show({key: value for key, value in found.items() if key not in lists})
+    common.show([{"package": name, "version": version} for name, version in found["versions"].items()], "packages")
+    for plugin in found["plugins"]:
         line = f"{plugin['status']:<8} {plugin['name']} from {plugin['distribution']} {plugin['version']}"
         print(f"{line}: {plugin['reason']}" if "reason" in plugin else line)
         print(plugin.get("trace", ""), end="")
-    for sentence in unsafe:  # type: ignore[attr-defined]
+    for sentence in found["unsafe"]:
         print(f"UNSAFE   {sentence}")
+    for sentence in found["problems"]:
+        print(f"PROBLEM  {sentence}")
 
 
 def backup(

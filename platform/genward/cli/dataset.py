@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from genward.cli import common
 
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
+LOOKED_AT = 1_000_000  # rows of a table that is held in memory to say what is odd about it
 Source = Annotated[Path, typer.Argument(help="CSV (also .csv.gz) or Parquet file.")]
 
 
@@ -26,6 +28,8 @@ def add(
     if schema is None:
         common.say(dataset.schema.to_yaml())
         common.say("the schema above was inferred: edit it and add the data again to fix bounds and units")
+    for finding in dataset.schema.check(dataset.table()) if dataset.rows <= LOOKED_AT else ():
+        print(f"{finding.level}: {finding.where or dataset.name}: {finding.message}", file=sys.stderr)
     common.show({"dataset": dataset.name, "rows": dataset.rows, "digest": dataset.digest})
 
 
@@ -35,7 +39,11 @@ def infer(source: Source) -> None:
     from genward.data.readers import read_table
     from genward.data.schema import Schema
 
-    print(Schema.infer(read_table(source)).to_yaml(), end="")
+    found = Schema.infer(read_table(source), str(source))
+    if common.settings.json:
+        common.show(found.model_dump(mode="json", exclude_defaults=True))
+    else:
+        print(found.to_yaml(), end="")
 
 
 @app.command("list")

@@ -40,7 +40,7 @@ def new(
     from genward.cli.scaffold import write_plugin
 
     folder = write_plugin(name, into)
-    common.say(f"wrote {folder}")
+    common.show({"wrote": str(folder)})
     common.say(f"next: pip install -e {folder} && genward plugin check {name}")
 
 
@@ -56,6 +56,4 @@ def check(name: Annotated[str, typer.Argument(help="Distribution name of an inst
     found: list[Any] = [*plugins.families.values(), *plugins.policies.values()]
     if not found:
         raise UsageError("brings no family and no policy", where=name)
-    for cls in found:
-        passed = testing.check(cls)
-        common.say(f"{cls.name}: {len(passed)} checks passed ({', '.join(passed)})")
+    common.show([{"name": cls.name, "passed": list(testing.check(cls))} for cls in found], "checks")

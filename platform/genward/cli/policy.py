@@ -69,4 +69,8 @@ def list_() -> None:
 @app.command("show")
 def show(digest: Annotated[str | None, typer.Argument(help="Version; else the active one.")] = None) -> None:
     """Print a version's document."""
-    print(common.open_platform().policy_text(digest), end="")
+    text = common.open_platform().policy_text(digest)
+    if common.settings.json:
+        common.show({"document": text})
+    else:
+        print(text, end="")

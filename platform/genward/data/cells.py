@@ -25,7 +25,9 @@ def cells(codec: TableCodec, columns: Mapping[str, Sequence[float] | None], tabl
     """Every declared category times every declared bin that some row of the table is in, with its share."""
     if set(columns) != set(codec.conditions):
         given = ", ".join(codec.conditions) or "none"
-        raise DataError("cells are declared over the condition columns, all of them", where=f"conditions: {given}")
+        remedy = "give --cell for each of them, or train with other --condition columns"
+        what = "cells are declared over the condition columns, all of them"
+        raise DataError(what, where=f"conditions: {given}", remedy=remedy)
     parts = [_parts(codec, name, bounds, table) for name, bounds in columns.items()]
     found = []
     for combination in itertools.product(*parts):
@@ -44,6 +46,8 @@ def _parts(codec: TableCodec, name: str, bounds: Sequence[float] | None, table: 
 
     column = codec.schema.column(name)
     array = table[name].combine_chunks()
+    if not column.is_number and bounds is not None:
+        raise DataError(f"a {column.kind} cell column has no bounds", where=name, remedy="name the column alone")
     if not column.is_number:
         values = array.cast(pa.string()).to_numpy(zero_copy_only=False)
         return [(("in", (word,)), values == word) for word in words(column)]

@@ -68,7 +68,7 @@ def ingest(
     Without a schema one is inferred. The folder appears by one rename; a crash or a full disk leaves nothing.
     The same content again gives the data set that is there.
     """
-    used = schema or Schema.infer(read_table(source))
+    used = schema or Schema.infer(read_table(source), str(source))
     temporary = folder / f".adding-{secrets.token_hex(8)}"
     try:
         temporary.mkdir(parents=True)

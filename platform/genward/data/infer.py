@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from genward.data.readers import as_numbers
+from genward.data.readers import as_numbers, plain
 from genward.data.schema import LARGEST_STEPS, MOST_DIGITS, Column, Schema
 from genward.errors import DataError
 
@@ -17,23 +17,26 @@ MOST_CATEGORIES = 64
 _FEW = 0.5  # a text column with more distinct values than this share of its rows is free text or an identifier
 
 
-def infer(table: pa.Table) -> Schema:
+def infer(table: pa.Table, where: str = "") -> Schema:
     """Kinds, bounds, grids and categories as the data shows them; free text and constant columns go to `ignore`."""
     if table.num_rows == 0:
-        raise DataError("the table has no rows", remedy="give a table with data")
+        raise DataError("the table has no rows", where=where, remedy="give a table with data")
     columns, ignore = [], []
     for name in table.column_names:
-        column = _column(name, table[name].combine_chunks())
+        column = _column(name, plain(table[name].combine_chunks()))
         if column is None:
             ignore.append(name)
         else:
             columns.append(column)
     if not columns:
-        raise DataError("no column can be described", remedy="all are empty, constant, or free text")
+        remedy = "all are empty, constant, or free text; is it one row only, or are there no commas between values?"
+        raise DataError("no column can be described", where=where, remedy=remedy)
     return Schema(columns=tuple(columns), ignore=tuple(ignore))
 
 
 def _column(name: str, array: pa.Array) -> Column | None:
+    if pa.types.is_nested(array.type) or pa.types.is_null(array.type) or pa.types.is_binary(array.type):
+        return None  # no kind of column
     nullable = array.null_count > 0
     distinct = pc.count_distinct(array, mode="only_valid").as_py()
     if distinct < 2:
@@ -62,8 +65,10 @@ def _moments(name: str, array: pa.Array, nullable: bool) -> Column:
     return Column(name=name, kind="datetime", minimum=low, maximum=high, step=step, nullable=nullable)
 
 
-def _numbers(name: str, array: pa.Array, nullable: bool) -> Column:
+def _numbers(name: str, array: pa.Array, nullable: bool) -> Column | None:
     values = as_numbers(array).drop_null().to_numpy(zero_copy_only=False)
+    if not np.isfinite(values).any():
+        return None
     values = values[np.isfinite(values)]
     low, high = float(values.min()), float(values.max())
     if np.all(values == np.round(values)) and max(abs(low), abs(high)) < LARGEST_STEPS:

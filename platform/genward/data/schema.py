@@ -184,11 +184,11 @@ class Schema(_Part):
         raise NotFound(f"no column {name!r}", remedy=hint)
 
     @classmethod
-    def infer(cls, table: pa.Table) -> Schema:
-        """A schema guessed from a table, to be edited; see `genward.data.infer`."""
+    def infer(cls, table: pa.Table, where: str = "") -> Schema:
+        """A schema guessed from a table, to be edited; see `genward.data.infer`. Errors name `where`, the file."""
         from genward.data.infer import infer
 
-        return infer(table)
+        return infer(table, where)
 
     def check(self, table: pa.Table) -> list[Finding]:
         """What a table of these columns shows: empty, one row, constant columns, sums that do not add up."""
