@@ -134,6 +134,11 @@ class Platform:
         """The active policies."""
         return self._policy_set(*self.registry.active_policy())
 
+    def policies_of(self, digest: str) -> PolicySet:
+        """The policies of one version, for example the one a candidate was trained under."""
+        row = self.registry.policy(digest)
+        return self._policy_set(str(row["digest"]), str(row["text"]))
+
     def _policy_set(self, digest: str, text: str) -> PolicySet:
         return self.plugins.policy_set(self._document(text, digest), self._context)
 
@@ -146,7 +151,8 @@ class Platform:
     def _context(self) -> PolicyContext:
         from genward.policy import PolicyContext
 
-        return PolicyContext(self.state.counters_url, self.keys, self.state.folder)
+        state = self.state
+        return PolicyContext(state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""

@@ -37,6 +37,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     policy: str = ""
     created: str = ""
+    protected: bool = False  # trained under a policy that owns every look at the data
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -132,6 +132,17 @@ class Evidence:
     unit: str = ""
     reference: float | None = None  # the same figure, real data against real data
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A cheaper network. `config` is the family's, with the widths and steps it has now; `quantise` is applied to the
+    exported graph's bytes once parity is proved, None leaves them as they are."""
+
+    network: Any
+    config: Any
+    quantise: Callable[[bytes], bytes] | None = None
+    evidence: Sequence[Evidence] = ()
 
 
 class AuditSink(Protocol):

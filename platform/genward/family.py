@@ -9,12 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from genward.contracts import Progress
 
 Record = Mapping[str, "Tensor"]
 
@@ -100,6 +105,89 @@ class Phase:
     monitor: int | None = 0
 
 
+class Mechanism(Protocol):
+    """The only way in which a family that trains by `fit` learns about data: counts of discretised records.
+
+    Fields follow the columns of the spec. A number has the family's `bins`, even in probability under the codec's
+    law, and one value more, the last, where it may be missing; a choice has its width. Unprotected, answers are exact
+    and free; under a privacy policy each is noisy and paid for from `rho`, in zero-concentrated differential privacy
+    (Bun and Steinke 2016, arXiv:1605.02065); asking beyond what is left raises CheckFailed.
+    """
+
+    @property
+    def domain(self) -> Sequence[int]:
+        """How many values each field has."""
+
+    @property
+    def rows(self) -> float:
+        """How many records there are, a public figure."""
+
+    @property
+    def rho(self) -> float:
+        """What is left to spend; infinite without protection."""
+
+    def measure(self, fields: Sequence[int], rho: float) -> NDArray[np.float64]:
+        """Counts of every combination of values of some fields, shape (domain[f] for f in fields), Gaussian noise."""
+
+    def select(
+        self,
+        candidates: Sequence[Sequence[int]],
+        expected: Sequence[NDArray[np.float64]],
+        penalties: Sequence[float],
+        rho: float,
+    ) -> int:
+        """The candidate whose counts differ most from what the model expects, by the exponential mechanism: quality is
+        the L1 distance of counts to `expected[i]` less `penalties[i]`."""
+
+
+class Turn(Protocol):
+    """One objective's optimiser, owned by whoever protects it."""
+
+    def take(self, step: int, steps: int) -> None:
+        """One optimiser step; says nothing about the data."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Protected(Protocol):
+    """A training that a policy took over: sampler, clipping, noise, optimiser, step count and budget are its own."""
+
+    def steps(self, phase: int) -> int:
+        """How many steps a phase takes, fixed before the first one."""
+
+    def turn(self, phase: int, objective: int) -> Turn:
+        """The turn of an objective that reads data."""
+
+    def mechanism(self) -> Mechanism:
+        """What a family that trains by `fit` is handed."""
+
+    def finish(self) -> None:
+        """Training is over: commit what was spent, write what a release must tell."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training about to begin, as the policy that may take it over sees it."""
+
+    run: str  # the candidate's id
+    dataset: str  # digest; spending is booked on it and on its lineage
+    lineage: tuple[str, ...]  # digests of every data set it was made from
+    rows: int  # a public, rounded figure
+    estimated: Mapping[str, Sequence[str]]  # what the codec took from data, by column
+    family: Family
+    config: Any
+    spec: Spec
+    network: nn.Module
+    phases: Sequence[Phase]
+    records: Mapping[str, NDArray[np.float32]]
+    folder: Path
+    device: Any
+    options: Any  # genward.train.TrainOptions
+    resumed: bool = False
+
+
 @dataclass(frozen=True)
 class Graph:
     """A module to export. Its forward takes the noise tensors in order, then the condition (B, condition_width) if the
@@ -131,9 +219,17 @@ class Family(ABC):
     def build(self, spec: Spec, config: Any) -> nn.Module:
         """A fresh network; the platform seeds torch before the call."""
 
-    @abstractmethod
     def phases(self, network: nn.Module, config: Any) -> Sequence[Phase]:
-        """What trains it, in order."""
+        """What trains it, in order; every family but one that trains by `fit` has some."""
+        return ()
+
+    def bins(self, config: Any) -> int:
+        """Of a family that trains by `fit`: how many values a number is cut into. 0: it trains by `phases`."""
+        return 0
+
+    def fit(self, network: nn.Module, mechanism: Mechanism, config: Any, progress: Progress) -> None:
+        """Train without gradients of records: ask the mechanism, then set the network's parameters."""
+        raise TypeError(f"{self.name} trains by phases")
 
     @abstractmethod
     def graphs(self, network: nn.Module, config: Any) -> Mapping[str, Graph]:

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from genward.candidate import Candidate
-    from genward.contracts import Evidence, Facts, Finding, Lease, Outcome, Request, Rows, Verdict
+    from genward.contracts import (
+        Compressed,
+        Evidence,
+        Facts,
+        Finding,
+        Lease,
+        Outcome,
+        Progress,
+        Request,
+        Rows,
+        Verdict,
+    )
     from genward.data.codec import Codec
     from genward.data.dataset import Dataset
-    from genward.family import Family, Phase
+    from genward.family import Family, Protected, Training
     from genward.policy import Policy
 
 PROJECT = "genward"
@@ -62,18 +73,24 @@ def check_data(dataset: Dataset) -> Sequence[Finding]:  # type: ignore[empty-bod
 
 
 @hookspec
-def protect_training(phases: Sequence[Phase], records: Mapping[str, Any]) -> Any:
-    """Take over the objectives that read data (differential privacy). At most one policy may answer."""
+def protect_training(training: Training) -> Protected:  # type: ignore[empty-body]
+    """Take over the objectives that read data (differential privacy). One owner per document."""
 
 
 @hookspec
-def compress(network: Any, candidate: Candidate) -> Any:
-    """A cheaper network of the same spec (pruning, quantisation)."""
+def compress(candidate: Candidate, progress: Progress) -> Compressed | None:
+    """A cheaper network of the same family (pruning, quantisation, fewer steps); None when it leaves this candidate
+    as it is. The candidate carries its held-out rows and no row it was trained on. One owner per document."""
 
 
 @hookspec
 def measure(candidate: Candidate) -> Sequence[Evidence]:  # type: ignore[empty-body]
     """Evidence for what this policy promises."""
+
+
+@hookspec
+def attach(candidate: Candidate, evidence: Sequence[Evidence]) -> Mapping[str, bytes]:  # type: ignore[empty-body]
+    """Files to seal into the bundle beside the evidence, by name: statements, reports, plots."""
 
 
 @hookspec

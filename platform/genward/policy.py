@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from genward.contracts import Finding, KeyProvider
+from genward.contracts import AuditSink, Finding, KeyProvider
 from genward.errors import PolicyError
 from genward.strictjson import canonical
 
@@ -31,11 +31,14 @@ _EXPECTED = ("access", "quota")
 
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
-    """What a policy may use: a store for its counters (SQLAlchemy URL), keys, the state folder."""
+    """What a policy may use: a store for its counters and a durable one (SQLAlchemy URLs), keys, the state folder, the
+    log (opened when it is first called for)."""
 
     store_url: str
     keys: KeyProvider
     state_dir: Path
+    database_url: str = ""
+    audit: Callable[[], AuditSink] | None = None
 
 
 class NoConfig(BaseModel):

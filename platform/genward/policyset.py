@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from genward import hookspecs
-from genward.contracts import Evidence, Facts, Finding, Lease, Outcome, Request, Rows, Verdict
+from genward.contracts import (
+    Compressed,
+    Evidence,
+    Facts,
+    Finding,
+    Lease,
+    Outcome,
+    Progress,
+    Request,
+    Rows,
+    Verdict,
+)
 from genward.errors import PluginError, PolicyError, Unavailable
 
 if TYPE_CHECKING:
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
 
     from genward.candidate import Candidate
     from genward.data.dataset import Dataset
-    from genward.family import Phase
+    from genward.family import Protected, Training
     from genward.policy import Policy
 
 _log = logging.getLogger("genward.policy")
@@ -50,7 +61,7 @@ class PolicySet:
         self.digest = digest
         self._policies = {policy.name: policy for policy in policies}
         self._calls = _bind(policies)
-        for single in ("score", "protect_training"):
+        for single in ("score", "protect_training", "compress"):
             if len(self._calls[single]) > 1:
                 owners = ", ".join(name for name, _ in self._calls[single])
                 raise PolicyError(f"only one policy may own `{single}`, these do: {owners}")
@@ -118,19 +129,41 @@ class PolicySet:
     def check_data(self, dataset: Dataset) -> list[Finding]:
         return [found for _, call in self._calls["check_data"] for found in call(dataset=dataset)]
 
-    def protect_training(self, phases: Sequence[Phase], records: Mapping[str, Any]) -> Any:
-        """The protected training, or None when no policy takes it over."""
-        for _, call in self._calls["protect_training"]:
-            return call(phases=phases, records=records)
-        return None
+    @property
+    def protects(self) -> bool:
+        """Whether a policy takes over trainings."""
+        return bool(self._calls["protect_training"])
 
-    def compress(self, network: Any, candidate: Candidate) -> Any:
+    def protect_training(self, training: Training) -> Protected:
+        """The protected training, by the one owner; only call when `protects`."""
+        ((_, call),) = self._calls["protect_training"]
+        result: Protected = call(training=training)
+        return result
+
+    @property
+    def compresses(self) -> bool:
+        """Whether a policy makes candidates cheaper."""
+        return bool(self._calls["compress"])
+
+    def compress(self, candidate: Candidate, progress: Progress) -> Compressed | None:
+        """The cheaper network, or None when no policy makes one."""
         for _, call in self._calls["compress"]:
-            network = call(network=network, candidate=candidate)
-        return network
+            result: Compressed | None = call(candidate=candidate, progress=progress)
+            return result
+        return None
 
     def measure(self, candidate: Candidate) -> list[Evidence]:
         return [found for _, call in self._calls["measure"] for found in call(candidate=candidate)]
+
+    def attach(self, candidate: Candidate, evidence: Sequence[Evidence]) -> dict[str, bytes]:
+        """Files for the bundle; PolicyError when two policies bring the same name."""
+        found: dict[str, bytes] = {}
+        for name, call in self._calls["attach"]:
+            files = call(candidate=candidate, evidence=evidence)
+            if twice := found.keys() & files.keys():
+                raise PolicyError(f"policy {name} attaches {min(twice)!r}, which another one did")
+            found |= files
+        return found
 
     def gate(self, evidence: Sequence[Evidence]) -> Admission:
         """Every gate's verdict; a document in which nothing gates refuses."""

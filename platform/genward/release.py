@@ -7,9 +7,10 @@ audit entry is durable, and only then does the registry show it.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from genward import attest
 from genward.candidate import NETWORK
-from genward.contracts import Evidence, KeyProvider, Progress
+from genward.contracts import Compressed, Evidence, KeyProvider, Progress
 from genward.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ PUBLIC_KEY = hashlib.sha256(b"genward public test key").digest()[:16]
 
 @dataclass(frozen=True)
 class Plan:
-    """How the candidate becomes a release. `slots` None: no pool, rows 0, 1, 2, ... under the tenant's own key."""
+    """How the candidate becomes a release. `slots` None: no pool, rows 0, 1, 2, ... under the tenant's own key.
+    `parent` is the digest of the release that this one is a cheaper form of; with one, `compress` has its say."""
 
     name: str
     slots: int | None = 100_000
@@ -53,6 +55,7 @@ class Built:
     evidence: Sequence[Evidence]
     golden: Sequence[Mapping[str, Any]]
     runtime: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)  # what policies attached
 
 
 def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Built:
@@ -60,14 +63,26 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
     from genward.engine import choose_block
 
     table = _table(candidate, dataset, plan)  # a plan that makes no sense is refused before anything slow
-    network = policies.compress(candidate.network(), candidate)
-    exported, parity = _export(candidate, network, progress)
+    cheaper = _cheaper(candidate, dataset, policies, plan, progress)
+    candidate = replace(candidate, config=cheaper.config)
+    exported, parity = _export(candidate, cheaper.network, progress)
+    if cheaper.quantise is not None:
+        exported = replace(exported, data=cheaper.quantise(exported.data))
     table = replace(table, block=choose_block(exported.data, exported.meta))
     engine = _engine(candidate, exported, table)
     measured = _with_samples(candidate, dataset, engine, plan, progress)
-    evidence = [*parity, *_quality(measured, dataset, progress), *policies.measure(measured)]
+    quality = _quality(measured, dataset, progress)
+    evidence = [*parity, *cheaper.evidence, *quality, *policies.measure(measured)]
     require(policies, evidence)
-    return Built(measured, exported, table, evidence, engine.golden(PUBLIC_KEY), engine.fingerprint)
+    files = policies.attach(measured, evidence)
+    return Built(measured, exported, table, evidence, engine.golden(PUBLIC_KEY), engine.fingerprint, files)
+
+
+def _cheaper(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Compressed:
+    """What `compress` makes of a candidate; of a release without a parent, the trained network as it is."""
+    _, test = dataset.split(candidate.recipe.seed, candidate.recipe.held_out)
+    found = policies.compress(replace(candidate, test=test), progress) if plan.parent else None
+    return found or Compressed(candidate.network(), candidate.config)
 
 
 def require(policies: PolicySet, evidence: Sequence[Evidence]) -> None:
@@ -95,6 +110,8 @@ def _table(candidate: Candidate, dataset: Dataset, plan: Plan) -> Table:
     """The release's slots and cells; its block is chosen when the graph is there."""
     from genward.table import Table
 
+    if plan.cells and candidate.recipe.protected:
+        raise CheckFailed("shares of cells would be taken from protected rows", remedy="release without --cell")
     train, _ = dataset.split(candidate.recipe.seed, candidate.recipe.held_out)
     cells = candidate.codec.cells(plan.cells, train) if plan.cells else ()
     return Table(plan.slots, 1, 1, tuple(cells))
@@ -140,18 +157,26 @@ def bundle_parts(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """(payload files, manifest without `format` and `files`) of a bundle."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    about = _about(built, plan, dataset, created)
-    files = {"generator.onnx": built.exported.data, "codec.json": built.candidate.codec.to_json()}
+    source = attest.Source(dataset.name, _identity(built.candidate, dataset, keys), rounded(dataset.rows))
+    about = _about(built, plan, dataset, source, created)
+    files = {**built.files, "generator.onnx": built.exported.data, "codec.json": built.candidate.codec.to_json()}
     files["evidence.json"] = attest.evidence_json(built.evidence)
     files["card.json"] = json.dumps(attest.card(about, built.evidence), indent=2, sort_keys=True).encode()
     files["bom.cdx.json"] = json.dumps(attest.bom(about, files, built.evidence), indent=2, sort_keys=True).encode()
-    files["provenance.jsonl"] = attest.provenance(_steps(built, dataset, files), keys)
-    return files, _manifest(built, plan, dataset, owner, policy, created)
+    files["provenance.jsonl"] = attest.provenance(_steps(built, dataset, source.digest, files), keys)
+    return files, _manifest(built, plan, source, owner, policy, created)
 
 
-def _about(built: Built, plan: Plan, dataset: Dataset, created: str) -> attest.About:
+def _identity(candidate: Candidate, dataset: Dataset, keys: KeyProvider) -> str:
+    """The data set's digest, hex; of protected rows a keyed one, since a bare digest confirms a guess at a record."""
+    digest = dataset.digest.removeprefix("sha256:")
+    if not candidate.recipe.protected:
+        return digest
+    return hmac.new(keys.derive("dataset", 32), digest.encode(), hashlib.sha256).hexdigest()
+
+
+def _about(built: Built, plan: Plan, dataset: Dataset, source: attest.Source, created: str) -> attest.About:
     candidate = built.candidate
-    source = attest.Source(dataset.name, dataset.digest.removeprefix("sha256:"), rounded(dataset.rows))
     return attest.About(
         name=plan.name,
         family=candidate.family.name,
@@ -164,14 +189,14 @@ def _about(built: Built, plan: Plan, dataset: Dataset, created: str) -> attest.A
     )
 
 
-def _manifest(built: Built, plan: Plan, dataset: Dataset, owner: Any, policy: str, created: str) -> dict[str, Any]:
+def _manifest(built: Built, plan: Plan, source: attest.Source, owner: Any, policy: str, created: str) -> dict[str, Any]:
     candidate = built.candidate
     family = {"name": candidate.family.name, "config": candidate.config.model_dump(mode="json")}
     return {
         "name": plan.name,
         "family": {**family, "distribution": owner.distribution, "version": owner.version},
         "codec": "codec.json",
-        "dataset": {"digest": dataset.digest, "rows": rounded(dataset.rows), "name": dataset.name},
+        "dataset": {"digest": source.digest, "rows": source.rows, "name": source.name},
         "graphs": {"sample": {"file": "generator.onnx", **built.exported.meta}},
         "table": built.table.to_json(),
         "golden": list(built.golden),
@@ -182,15 +207,17 @@ def _manifest(built: Built, plan: Plan, dataset: Dataset, owner: Any, policy: st
     }
 
 
-def _steps(built: Built, dataset: Dataset, files: Mapping[str, bytes]) -> list[attest.Step]:
+def _steps(built: Built, dataset: Dataset, data: str, files: Mapping[str, bytes]) -> list[attest.Step]:
     """data -> train -> export -> evaluate -> seal, each naming what the one before made."""
     network = _sha256((built.candidate.folder / NETWORK).read_bytes())
     graph, evidence = _sha256(files["generator.onnx"]), _sha256(files["evidence.json"])
-    recipe = asdict(built.candidate.recipe) | {"conditions": list(built.candidate.recipe.conditions)}
-    data = dataset.digest.removeprefix("sha256:")
+    recipe = built.candidate.recipe
+    told = asdict(recipe) | {"conditions": list(recipe.conditions), "dataset": data}
+    if recipe.protected:
+        del told["seed"]
     return [
         attest.Step("data", data, {"schema": dataset.schema.digest}),
-        attest.Step("train", network, {"data": data}, recipe),
+        attest.Step("train", network, {"data": data}, told, private=recipe.protected),
         attest.Step("export", graph, {"network": network}),
         attest.Step("evaluate", evidence, {"graph": graph}),
         attest.Step("seal", attest.payload_digest(files), {"evidence": evidence}),

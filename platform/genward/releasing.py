@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from genward import record
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from genward.api import Platform, Released
     from genward.candidate import Candidate
     from genward.data.dataset import Dataset
+    from genward.policyset import PolicySet
 
 
 def release(
@@ -28,38 +31,54 @@ def release(
     actor: str,
     progress: Progress,
 ) -> Released:
-    """Run the release pipeline; what fails leaves nothing that anybody can see."""
+    """Run the release pipeline; what fails leaves nothing that anybody can see.
+
+    Under a policy that compresses, the trained network is released first and its cheaper form after it, with a link to
+    its parent; the alias goes to the latter, which is returned.
+    """
     _allow_alias(platform, alias)
-    dataset = platform.dataset(candidate.recipe.dataset)
     for tenant in grant:
         _known(platform, tenant)
+    policies = platform.policies()
+    if not policies.compresses:
+        return _release(platform, candidate, plan, policies, alias, grant, actor, progress)
+    parent = _release(platform, candidate, plan, policies, None, grant, actor, progress)
+    cheaper = replace(plan, parent=parent.digest)
+    return _release(platform, candidate, cheaper, policies, alias, grant, actor, progress)
+
+
+def _release(
+    platform: Platform,
+    candidate: Candidate,
+    plan: Plan,
+    policies: PolicySet,
+    alias: str | None,
+    grant: Sequence[str],
+    actor: str,
+    progress: Progress,
+) -> Released:
+    """One release, whole or not there."""
+    from genward.api import Released
+
+    dataset = platform.dataset(candidate.recipe.dataset)
     version = platform.registry.reserve_release(plan.name, candidate.id)
     try:
-        built = build(candidate, dataset, platform.policies(), plan, progress)
-        digest = _seal(platform, built, plan, dataset)
+        built = build(candidate, dataset, policies, plan, progress)
+        digest = _seal(platform, built, plan, dataset, policies.digest)
         reference = f"{plan.name}:{version}"
-        entry = record.entry(
-            "release",
-            model=f"{reference}@{digest}",
-            actor=actor or "operator",
-            policy=platform.registry.active_policy()[0],
-        )
+        model = f"{reference}@{digest}"
+        entry = record.entry("release", model=model, actor=actor or "operator", policy=policies.digest)
         index = platform.audit.append(entry)
         platform.registry.commit_release(plan.name, version, digest, tenants=grant, alias=alias)
     except BaseException:
         platform.registry.abandon_release(plan.name, version)
         raise
-    from genward.api import Released
-
     return Released(reference, digest, index)
 
 
-def _seal(platform: Platform, built: Built, plan: Plan, dataset: Dataset) -> str:
+def _seal(platform: Platform, built: Built, plan: Plan, dataset: Dataset, policy: str) -> str:
     owner = platform.plugins.owners[f"families/{built.candidate.family.name}"]
-    policy = platform.registry.active_policy()[0]
     files, manifest = bundle_parts(built, plan, dataset, owner, policy, platform.keys)
-    import hashlib
-
     digest = f"sha256:{hashlib.sha256(manifest_bytes(files, manifest)).hexdigest()}"
     return seal(bundle_folder(platform.state.bundles_dir, digest), files, manifest, platform.keys)
 

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from genward.contracts import Progress
 from genward.errors import DataError, Interrupted, NotFound, UsageError
-from genward.family import Family, Objective, Optimiser, Phase, Record, Spec, Trained
+from genward.family import Family, Objective, Optimiser, Phase, Protected, Record, Spec, Trained, Turn
 
+Protector = Callable[..., Protected]  # called with the parts of a genward.family.Training that only the run knows
 STEPS = 20_000  # when neither steps nor a budget is given
 _EVALUATIONS = 40  # of the held-out loss, over a phase
 _CALIBRATION = 100  # steps at most, on a throw-away copy
@@ -62,12 +63,20 @@ def train(
     options: TrainOptions,
     progress: Progress,
     resume: bool = False,
+    protect: Protector | None = None,
 ) -> Trained:
     """Train a family on encoded records and leave network, checkpoint and loss curves in `folder`.
 
+    With `protect`, what it returns owns every look at the records: the run keeps no loss, stops at no held-out loss,
+    and a resumed one draws new noise.
+
     Raises DataError for too few records or a loss that is not finite, Interrupted after Ctrl-C (state saved).
     """
-    run = Run(family, config, spec, records, folder, options)
+    if family.bins(config):
+        from genward.fitting import fit
+
+        return fit(family, config, spec, records, folder, options, progress, protect)
+    run = Run(family, config, spec, records, folder, options, protect)
     if resume:
         run.load()
     with _held_interrupt(run):
@@ -105,24 +114,37 @@ class Run:
         records: Mapping[str, NDArray[np.float32]],
         folder: Path,
         options: TrainOptions,
+        protect: Protector | None = None,
     ) -> None:
         if spec.width == 0:
             raise DataError("no column is left to generate", remedy="condition on fewer columns")
         self.options, self.folder = options, folder
-        self.subject = _digest(family.name, config, records)
+        self.subject = _digest(family.name, config, {} if protect else records)
         self.asked_to_stop = False
         folder.mkdir(parents=True, exist_ok=True)
         self.device = _device(options.device)
         torch.manual_seed(options.seed)
         self.network = family.build(spec, config).to(self.device)
         self.phases = list(family.phases(self.network, config))
-        self.fit, self.held = _split(records, options, self.device)
+        self.protected = None if protect is None else self._protect(protect, spec, records)
+        seen = options if protect is None else replace(options, held_out=0.0)  # a look at private rows is not free
+        self.fit, self.held = _split(records, seen, self.device)
         self.phase, self.step, self.steps = 0, 0, 0
         self.history: list[dict[str, float]] = []
-        self.turns: list[_Turn] = []
+        self.turns: list[_Turn | Turn] = []
         self.average: list[Tensor] = []
         self.best: tuple[float, list[Tensor]] | None = None
         self.stale = 0
+
+    def _protect(self, protect: Protector, spec: Spec, records: Mapping[str, NDArray[np.float32]]) -> Protected:
+        return protect(
+            spec=spec,
+            network=self.network,
+            phases=self.phases,
+            records=records,
+            device=self.device,
+            options=self.options,
+        )
 
     def go(self, progress: Progress) -> None:
         """Every phase that is left."""
@@ -139,9 +161,16 @@ class Run:
             return  # resumed
         if phase.begin is not None:
             phase.begin(self.network, self._batch(0))
-        self.turns = [_Turn(self.network, objective) for objective in phase.objectives]
+        self.turns = self._turns(phase)
         self.average = [p.detach().clone() for p in self.network.parameters()]
         self.steps = self._count_steps(phase)
+
+    def _turns(self, phase: Phase) -> list[_Turn | Turn]:
+        owner = self.protected
+        return [
+            _Turn(self.network, o) if owner is None or not o.reads_data else owner.turn(self.phase, i)
+            for i, o in enumerate(phase.objectives)
+        ]
 
     def _run(self, phase: Phase, progress: Progress) -> None:
         every = max(1, -(-self.steps // _EVALUATIONS))
@@ -169,16 +198,22 @@ class Run:
         """One turn of every objective; returns the first one's mean loss."""
         first = 0.0
         for index, turn in enumerate(self.turns):
-            for repeat in range(turn.objective.repeats):
-                key = (self.phase, step, index, repeat)
-                noise = self._noise(turn.objective, self.options.batch, *key)
-                loss = turn.take(self._batch(*key), noise, step, steps, self.options.clip)
-                if not math.isfinite(loss):
-                    where, remedy = f"{type(turn.objective).__name__}, step {step}", "lower the learning rate (lr)"
-                    raise DataError("the loss is not finite", where=where, remedy=remedy)
-                first = loss if index == 0 else first
+            for repeat in range(self.phases[self.phase].objectives[index].repeats):
+                if isinstance(turn, _Turn):
+                    loss = self._open_turn(turn, (self.phase, step, index, repeat), step, steps)
+                    first = loss if index == 0 else first
+                else:
+                    turn.take(step, steps)
         self._average(step)
         return first
+
+    def _open_turn(self, turn: _Turn, key: tuple[int, ...], step: int, steps: int) -> float:
+        noise = self._noise(turn.objective, self.options.batch, *key)
+        loss = turn.take(self._batch(*key), noise, step, steps, self.options.clip)
+        if not math.isfinite(loss):
+            where, remedy = f"{type(turn.objective).__name__}, step {step}", "lower the learning rate (lr)"
+            raise DataError("the loss is not finite", where=where, remedy=remedy)
+        return loss
 
     def _average(self, step: int) -> None:
         """Moving average with a warm start, so that the first thousand steps do not hang on the initial weights."""
@@ -188,6 +223,8 @@ class Run:
 
     def _evaluate(self, phase: Phase, loss: float) -> str:
         """The held-out loss of the moving average; remembers the best and how long ago it was."""
+        if self.protected is not None:
+            return ""
         point = {"phase": self.phase, "step": self.step, "loss": loss}
         if phase.monitor is not None and len(self.held["x"]):
             held = self._held_out(phase.objectives[phase.monitor])
@@ -236,6 +273,8 @@ class Run:
     # how long
 
     def _count_steps(self, phase: Phase) -> int:
+        if self.protected is not None:
+            return self.protected.steps(self.phase)
         if self.options.steps is not None:
             return max(1, round(self.options.steps * self._share(phase)))
         budgets = self._budgets(phase)
@@ -252,7 +291,7 @@ class Run:
 
     def _deadline(self, phase: Phase) -> Callable[[], bool]:
         """Says whether a budget is overrun, counted from now. Never so with a number of steps, which is exact."""
-        budgets = self._budgets(phase) if self.options.steps is None else []
+        budgets = self._budgets(phase) if self.options.steps is None and self.protected is None else []
         ends = [(clock, clock() + _LATE * budget) for clock, budget in budgets]
         return lambda: any(clock() > end for clock, end in ends)
 
@@ -264,7 +303,7 @@ class Run:
 
         limits = np.array([seconds for _, seconds in budgets])
         began = now()
-        pace = self._pace(now, limits)
+        pace = self._pace(phase, now, limits)
         before = now()
         if phase.monitor is not None and len(self.held["x"]):
             self._held_out(phase.objectives[phase.monitor])
@@ -273,7 +312,9 @@ class Run:
         steps = np.maximum(left / (pace + look), (left - _EVALUATIONS * look) / pace)
         return max(1, int(steps.min()))
 
-    def _pace(self, now: Callable[[], NDArray[np.float64]], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _pace(
+        self, phase: Phase, now: Callable[[], NDArray[np.float64]], limits: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Seconds a step takes by each clock, measured on a copy; the first steps are not typical and do not count."""
         kept = [p.detach().clone() for p in self.network.parameters()]
         average = [p.clone() for p in self.average]
@@ -285,8 +326,7 @@ class Run:
         pace = (ends[-1] - ends[skip]) / (len(ends) - 1 - skip)
         _put(self.network, kept)
         self.average = average
-        for turn in self.turns:
-            turn.reset()
+        self.turns = self._turns(phase)
         return np.maximum(pace, 1e-6)
 
     # on disk
@@ -298,12 +338,12 @@ class Run:
             "subject": self.subject,
             "at": [self.phase, self.step, self.steps, self.stale],
             "network": self.network.state_dict(),
-            "turns": [turn.optimiser.state_dict() for turn in self.turns],
+            "turns": [turn.state_dict() for turn in self.turns],
             "average": self.average,
             "best": None if self.best is None else [self.best[0], self.best[1]],
             "history": self.history,
         }
-        _replace(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        replaced(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
 
     def load(self) -> None:
         """Stand where the checkpoint stood; start anew when there is none."""
@@ -322,20 +362,22 @@ class Run:
         self.average, self.history = state["average"], state["history"]
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         if self.phase < len(self.phases):
-            self.turns = [_Turn(self.network, o) for o in self.phases[self.phase].objectives]
+            self.turns = self._turns(self.phases[self.phase])
             for turn, saved in zip(self.turns, state["turns"], strict=True):
-                turn.optimiser.load_state_dict(saved)
+                turn.load_state_dict(saved)
 
     def finish(self) -> Trained:
         """Write network and curves; the checkpoint stays, so that a finished run resumes to itself."""
         from safetensors.torch import save_file
 
+        if self.protected is not None:
+            self.protected.finish()
         self.network.eval().cpu()
         tensors = {name: t.contiguous() for name, t in self.network.state_dict().items()}
-        _replace(self.folder / "network.safetensors", lambda path: save_file(tensors, path))
+        replaced(self.folder / "network.safetensors", lambda path: save_file(tensors, path))
         history = {"steps": self.history, "options": asdict(self.options)}
-        _replace(self.folder / "losses.json", lambda path: path.write_text(json.dumps(history, indent=1)))
-        _replace(self.folder / "losses.png", lambda path: plot_losses(self.history, path))
+        replaced(self.folder / "losses.json", lambda path: path.write_text(json.dumps(history, indent=1)))
+        replaced(self.folder / "losses.png", lambda path: plot_losses(self.history, path))
         return Trained(self.network, history)
 
 
@@ -346,11 +388,14 @@ class _Turn:
         self.network, self.objective = network, objective
         self.modules = [network.get_submodule(path) for path in objective.trains]
         self.parameters = list(_unique(self.modules))
-        self.reset()
-
-    def reset(self) -> None:
         o = self.objective.optimiser
         self.optimiser = torch.optim.AdamW(self.parameters, o.lr, o.betas, weight_decay=o.weight_decay, fused=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimiser.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state)
 
     def take(self, record: Record, noise: Record, step: int, steps: int, clip: float) -> float:
         """One optimiser step; returns the mean loss."""
@@ -457,7 +502,8 @@ def _put(network: nn.Module, values: Sequence[Tensor]) -> None:
             parameter.copy_(value)
 
 
-def _replace(path: Path, write: Any) -> None:
+def replaced(path: Path, write: Any) -> None:
+    """Write a file through a temporary one, so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     temporary.replace(path)

@@ -16,8 +16,10 @@ from genward.candidate import NETWORK, Candidate, Recipe
 from genward.contracts import Finding, Progress
 from genward.data.codec import TableCodec
 from genward.errors import CheckFailed, Interrupted, UsageError
+from genward.family import Training
 from genward.record import request_id
-from genward.train import TrainOptions, train
+from genward.release import rounded
+from genward.train import Protector, TrainOptions, train
 
 if TYPE_CHECKING:
     from genward.api import Platform
@@ -55,6 +57,7 @@ def start(
         raise UsageError(f"seed is {seed}", remedy="give a whole number from 0")
     _check(platform, data)
     _check_config(platform, family, config or {})
+    policies = platform.policies()
     recipe = Recipe(
         id=f"{family}-{request_id()[:13]}",
         family=family,
@@ -65,12 +68,20 @@ def start(
         held_out=held_out,
         target=target,
         options=_options(options),
-        policy=platform.registry.active_policy()[0],
+        policy=policies.digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        protected=policies.protects,
     )
-    codec = TableCodec.fit(data.schema, data.split(seed, held_out)[0], conditions)
+    codec = _codec(data, recipe)
     candidate = Candidate.create(platform.state.candidates_dir / recipe.id, recipe, platform.plugins, codec)
     return _run(platform, candidate, data, progress, resume=False)
+
+
+def _codec(data: Dataset, recipe: Recipe) -> TableCodec:
+    """Fitted to the rows trained on; under protection made from the schema alone."""
+    if recipe.protected:
+        return TableCodec.declared(data.schema, recipe.conditions)
+    return TableCodec.fit(data.schema, data.split(recipe.seed, recipe.held_out)[0], recipe.conditions)
 
 
 def resume(platform: Platform, name: str, progress: Progress) -> Candidate:
@@ -87,13 +98,43 @@ def _run(platform: Platform, candidate: Candidate, data: Dataset, progress: Prog
     records = candidate.codec.encode(rows, np.random.default_rng([recipe.seed, _DITHER]))
     options = TrainOptions(seed=recipe.seed, **recipe.options)
     spec, folder = candidate.codec.spec, candidate.folder
+    protect = _protector(platform, candidate, data, resume) if recipe.protected else None
     try:
-        train(candidate.family, candidate.config, spec, records, folder, options, progress, resume)
+        train(candidate.family, candidate.config, spec, records, folder, options, progress, resume, protect)
     except Interrupted as stopped:
         stopped.remedy = f"`genward train --resume {candidate.id}` goes on"
         raise
     platform.record("candidate.trained", candidate=candidate.id, dataset=data.digest)
     return candidate
+
+
+def _protector(platform: Platform, candidate: Candidate, data: Dataset, resumed: bool) -> Protector:
+    """Hands a training over to the policy it was begun under."""
+    policies = platform.policies_of(candidate.recipe.policy)
+    about = {
+        "run": candidate.id,
+        "dataset": data.digest,
+        "lineage": _lineage(platform, data.digest),
+        "rows": rounded(data.rows),
+        "estimated": candidate.codec.estimated,
+        "family": candidate.family,
+        "config": candidate.config,
+        "folder": candidate.folder,
+        "resumed": resumed,
+    }
+    return lambda **given: policies.protect_training(Training(**about, **given))
+
+
+def _lineage(platform: Platform, digest: str) -> tuple[str, ...]:
+    """Digests of every data set that one was made from, nearest first."""
+    found: list[str] = []
+    waiting = [digest]
+    while waiting:
+        for parent in platform.registry.dataset(waiting.pop(0))["parents"]:
+            if parent not in found:
+                found.append(parent)
+                waiting.append(parent)
+    return tuple(found)
 
 
 def _check(platform: Platform, data: Dataset) -> None:

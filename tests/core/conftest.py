@@ -132,6 +132,7 @@ def tiny_bytes() -> bytes:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A real PostgreSQL server; its address without a database."""
+    import os
     import shutil
     import tempfile
     from pathlib import Path
@@ -141,7 +142,9 @@ def postgres() -> Iterator[str]:
         warnings.simplefilter("ignore")
         import pgserver
 
-        server = pgserver.get_server(folder, cleanup_mode="delete")
+        with pytest.MonkeyPatch.context() as patch:  # as root the wheel wants `useradd`, which is not in every PATH
+            patch.setenv("PATH", os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
+            server = pgserver.get_server(folder, cleanup_mode="delete")
     yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -61,12 +61,12 @@ class _Everything:
         return [Finding("warning", f"{self.name} saw {dataset}")]
 
     @hookimpl
-    def compress(self, network, candidate):
-        return [*network, self.name]
-
-    @hookimpl
     def measure(self, candidate):
         return [Evidence(self.name, 1.0, f"of {candidate}")]
+
+    @hookimpl
+    def attach(self, candidate, evidence):
+        return {f"{self.name}.txt": f"{candidate} {len(evidence)}".encode()}
 
     @hookimpl
     def screen(self, request, rows):
@@ -89,7 +89,7 @@ class _Everything:
 def test_what_policies_say_is_gathered_in_the_document_s_order() -> None:
     both = PolicySet([_Everything("a"), _Everything("b")], "d")
     assert [finding.message for finding in both.check_data("data")] == ["a saw data", "b saw data"]
-    assert both.compress(["net"], "candidate") == ["net", "a", "b"]
+    assert both.attach("candidate", []) == {"a.txt": b"candidate 0", "b.txt": b"candidate 0"}
     assert [item.claim for item in both.measure("candidate")] == ["a", "b"]
     assert both.screen(REQUEST, ROWS).numbers.tolist() == [[3.0], [4.0]]
     assert both.mark(REQUEST, {"x": "y"}) == {"x": "y", "a": "r", "b": "r"}
@@ -109,8 +109,12 @@ class _Single:
         self.name, self.verdict = name, verdict
 
     @hookimpl
-    def protect_training(self, phases, records):
-        return ("protected", phases)
+    def protect_training(self, training):
+        return ("protected", training)
+
+    @hookimpl
+    def compress(self, candidate, progress):
+        return ("cheaper", candidate)
 
     @hookimpl
     def score(self, request, rows):
@@ -123,11 +127,13 @@ class _Single:
 
 def test_single_owners_answer_alone() -> None:
     one = PolicySet([_Single("a")], "d")
-    assert one.protect_training(["phase"], {}) == ("protected", ["phase"])
+    assert (one.protects, one.protect_training("training")) == (True, ("protected", "training"))
+    assert (one.compresses, one.compress("candidate", None)) == (True, ("cheaper", "candidate"))
     assert one.scores
     assert one.score(REQUEST, ROWS).tolist() == [1.0, 2.0]
     none = PolicySet([], "d")
-    assert none.protect_training(["phase"], {}) is None
+    assert not none.protects
+    assert none.compress("candidate", None) is None
     assert not none.scores
 
 

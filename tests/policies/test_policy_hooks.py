@@ -12,11 +12,10 @@ from pydantic import BaseModel
 
 import genward_families
 import genward_policies as shipped
-from genward.contracts import Evidence, Finding, Outcome, Request, Rows, Verdict
+from genward.contracts import Compressed, Evidence, Finding, Outcome, Request, Rows, Verdict
 from genward.data.codec import TableCodec
 from genward.engine import Engine
 from genward.errors import CheckFailed, Denied, PluginError, PolicyError
-from genward.family import Phase
 from genward.hookspecs import hookimpl
 from genward.plugins import Plugins
 from genward.policy import Policy
@@ -212,14 +211,15 @@ def test_check_data_stops_a_training_before_it_begins(world: Any) -> None:
 def test_protect_training_is_asked_of_one_owner_only() -> None:
     class Protecting(_Mine):
         @hookimpl
-        def protect_training(self, phases: Sequence[Phase], records: Mapping[str, Any]) -> Any:
-            return ("protected", len(phases), sorted(records))
+        def protect_training(self, training: Any) -> Any:
+            return ("protected", training)
 
     class Second(Protecting):
         name = "second"
 
-    assert _alone(Protecting).protect_training([], {"x": 1}) == ("protected", 0, ["x"])
-    assert _alone(_Mine).protect_training([], {}) is None
+    assert _alone(Protecting).protects
+    assert _alone(Protecting).protect_training("a training") == ("protected", "a training")  # type: ignore[arg-type]
+    assert not _alone(_Mine).protects
     with pytest.raises(PolicyError, match="protect_training"):
         PolicySet([Protecting(None, None), Second(None, None)], "d")  # type: ignore[arg-type]
 
@@ -229,13 +229,16 @@ def test_compress_measure_and_gate_decide_on_a_release(world: Any) -> None:
 
     class Deciding(_Mine):
         @hookimpl
-        def compress(self, network: Any, candidate: Any) -> Any:
+        def compress(self, candidate: Any, progress: Any) -> Any:
             import torch
 
+            assert candidate.train is None
+            assert candidate.test.num_rows > 0
+            network = candidate.network()
             with torch.no_grad():
                 for parameter in network.parameters():
                     parameter.zero_()
-            return network
+            return Compressed(network, candidate.config)
 
         @hookimpl
         def measure(self, candidate: Any) -> Sequence[Evidence]:
@@ -252,7 +255,8 @@ def test_compress_measure_and_gate_decide_on_a_release(world: Any) -> None:
     candidate = world.platform.candidates()[0]["id"]
     with pytest.raises(CheckFailed, match=r"has 0\.0\d"):
         world.platform.release(candidate, "empty", slots=300, evaluate_rows=600)
-    assert [row for row in world.platform.releases() if row["stage"] == "ready"] == before
+    after = [row for row in world.platform.releases() if row["stage"] == "ready" and row not in before]
+    assert [row["name"] for row in after] == ["empty"]  # the parent, which nobody compressed
 
 
 def test_a_policys_settings_are_its_own_model(world: Any) -> None:

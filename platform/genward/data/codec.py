@@ -97,6 +97,20 @@ class TableCodec(Codec):
         shares = {name: tuple(float(s) for s in x.mean(axis=0)) for name, (_, x) in encoded.items()}
         return cls(schema, quantiles, tuple(conditions), shares)
 
+    @classmethod
+    def declared(cls, schema: Schema, conditions: Sequence[str] = ()) -> TableCodec:
+        """A codec that takes nothing from data: bounds and categories are the schema's, every condition's value is as
+        likely as another.
+
+        Raises DataError that names each number without bounds and the line to add.
+        """
+        for name in conditions:
+            schema.column(name)
+        quantiles = {c.name: Quantiles.declared(c) for c in schema.columns if c.is_number}
+        plain = cls(schema, quantiles, tuple(conditions), {})
+        shares = {f.column: (1 / f.width,) * f.width for f in plain._given if f.kind == "choice"}
+        return cls(schema, quantiles, tuple(conditions), shares)
+
     # layout
 
     @cached_property

@@ -20,6 +20,7 @@ from genward.data.schema import Column
 from genward.errors import DataError
 
 KNOTS = 1025
+_REACH = 4.0  # of a column whose law is declared
 FEW = 128  # up to so many distinct values a column is a staircase
 Floats = NDArray[np.float64]
 _NORMAL = NormalDist()
@@ -62,6 +63,19 @@ class Quantiles:
     def latents(self) -> Floats:
         """Latent of each knot, (knots,)."""
         return np.linspace(-self.reach, self.reach, len(self.table))
+
+    @classmethod
+    def declared(cls, column: Column) -> Quantiles:
+        """Even over the declared bounds; integers of few values are a staircase. DataError without bounds."""
+        low, high = column.bounds
+        if low is None or high is None or not low < high:
+            line = f"{{name: {column.name}, kind: {column.kind}, minimum: ..., maximum: ...}}"
+            where, remedy = f"column {column.name!r}", f"declare its bounds in the schema: {line}"
+            raise DataError("has no bounds, and none may be taken from protected rows", where=where, remedy=remedy)
+        values = np.arange(low, high + 0.5 * column.grid, column.grid) if (high - low) / column.grid < FEW else None
+        if values is not None:
+            return cls(_REACH, 0.0, True, tuple(_stairs(values, np.ones(len(values)), _REACH).tolist()))
+        return cls(_REACH, 0.0, False, tuple(_knots(np.array([low, high]), _REACH).tolist()))
 
     def encode(self, values: Floats, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
         """Latents (n,) of values (n,); what several knots share gets its interval's middle, or a random place."""

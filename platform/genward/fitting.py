@@ -1,0 +1,126 @@
+"""Training without gradients: a family asks a mechanism for counts of discretised records, and sets its parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from genward.candidate import NETWORK
+from genward.contracts import Progress
+from genward.errors import DataError
+from genward.family import Family, Mechanism, Spec, Trained
+
+if TYPE_CHECKING:
+    from genward.train import Protector, TrainOptions
+
+Codes = NDArray[np.int32]
+
+
+def fit(
+    family: Family,
+    config: Any,
+    spec: Spec,
+    records: Mapping[str, NDArray[np.float32]],
+    folder: Path,
+    options: TrainOptions,
+    progress: Progress,
+    protect: Protector | None = None,
+) -> Trained:
+    """Train a family that has `bins` and leave its network in `folder`; interrupted, it begins anew."""
+    if spec.given:
+        raise DataError("this family takes no conditions", where=family.name, remedy="train without --condition")
+    if len(records["x"]) < 2:
+        raise DataError(f"{len(records['x'])} records are nothing to learn from", remedy="give a larger table")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    network = family.build(spec, config)
+    about = {"spec": spec, "network": network, "phases": (), "records": records}
+    owner = None if protect is None else protect(**about, device=torch.device("cpu"), options=options)
+    mechanism: Mechanism = Exact(spec, records["x"], family.bins(config)) if owner is None else owner.mechanism()
+    family.fit(network, mechanism, config, progress)
+    if owner is not None:
+        owner.finish()
+    return _kept(network, folder, options)
+
+
+def _kept(network: torch.nn.Module, folder: Path, options: TrainOptions) -> Trained:
+    from safetensors.torch import save_file
+
+    from genward.train import replaced
+
+    history = {"steps": [], "options": asdict(options)}
+    replaced(folder / "losses.json", lambda path: path.write_text(json.dumps(history, indent=1)))
+    tensors = {name: t.contiguous() for name, t in network.eval().state_dict().items()}
+    replaced(folder / NETWORK, lambda path: save_file(tensors, path))
+    return Trained(network, history)
+
+
+class Exact:
+    """A mechanism without protection: true counts, for nothing."""
+
+    rho = math.inf
+
+    def __init__(self, spec: Spec, x: NDArray[np.float32], bins: int) -> None:
+        self._codes, self.domain = discretised(spec, x, bins)
+        self.rows = float(len(x))
+
+    def measure(self, fields: Sequence[int], rho: float) -> NDArray[np.float64]:
+        """True counts of every combination of values."""
+        return counted(self._codes, self.domain, fields)
+
+    def select(
+        self,
+        candidates: Sequence[Sequence[int]],
+        expected: Sequence[NDArray[np.float64]],
+        penalties: Sequence[float],
+        rho: float,
+    ) -> int:
+        """The candidate that differs most."""
+        pairs = zip(candidates, expected, strict=True)
+        apart = [np.abs(counted(self._codes, self.domain, c) - e).sum() for c, e in pairs]
+        return int(np.argmax(np.array(apart) - np.asarray(penalties)))
+
+
+def columns_of(spec: Spec, bins: int) -> list[tuple[int, int | None, int]]:
+    """(start, start of its choice, values) of each column. A number's choice is its {present, missing}, None when it
+    is never missing; a choice column's is itself."""
+    found: dict[str, tuple[int, int | None, int]] = {}
+    for field in spec.fields:
+        if field.kind == "number":
+            found[field.column] = (field.start, None, bins)
+        elif field.column in found:
+            start, _, values = found[field.column]
+            found[field.column] = (start, field.start, values + 1)
+        else:
+            found[field.column] = (field.start, field.start, field.width)
+    return list(found.values())
+
+
+def discretised(spec: Spec, x: NDArray[np.float32], bins: int) -> tuple[Codes, tuple[int, ...]]:
+    """(codes (N, columns), domain) of encoded records: numbers cut evenly in probability, a gap is the last value."""
+    columns = columns_of(spec, bins)
+    codes = np.empty((len(x), len(columns)), dtype=np.int32)
+    for i, (start, choice, values) in enumerate(columns):
+        if start == choice:
+            codes[:, i] = x[:, start : start + values].argmax(axis=1)
+            continue
+        share = torch.special.ndtr(torch.from_numpy(x[:, start].astype(np.float64))).numpy()
+        codes[:, i] = np.clip(np.floor(share * bins), 0, bins - 1)
+        if choice is not None:
+            codes[:, i] = np.where(x[:, choice + 1] > x[:, choice], bins, codes[:, i])
+    return codes, tuple(values for _, _, values in columns)
+
+
+def counted(codes: Codes, domain: Sequence[int], fields: Sequence[int]) -> NDArray[np.float64]:
+    """How many records have each combination of values of some fields, shape (domain[f] for f in fields)."""
+    shape = tuple(domain[f] for f in fields)
+    flat = np.ravel_multi_index(tuple(codes[:, f] for f in fields), shape)
+    return np.bincount(flat, minlength=math.prod(shape)).reshape(shape).astype(np.float64)
