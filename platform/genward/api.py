@@ -30,6 +30,7 @@ from genward.errors import CheckFailed, NotFound, PluginError, UsageError
 if TYPE_CHECKING:
     from genward.candidate import Candidate
     from genward.client import Client
+    from genward.counters import Counters
     from genward.data.dataset import Dataset
     from genward.keys import LocalKeys
     from genward.plugins import Plugins
@@ -120,15 +121,20 @@ class Platform:
     @cached_property
     def pipeline(self) -> Pipeline:
         """The request pipeline on this state, for this process."""
-        from genward.counters import Counters
         from genward.request import Limits, Pipeline
         from genward.served import Shelf
 
         server = self.state.config.server
         limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
-        counters = Counters(self.state.counters_url)
-        return Pipeline(self.registry, shelf, self.audit, self.keys, counters, self._policy_set, limits)
+        return Pipeline(self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
+
+    @cached_property
+    def counters(self) -> Counters:
+        """Limits, cursors and open grants: one for the pipeline and every policy, whichever document is active."""
+        from genward.counters import Counters
+
+        return Counters(self.state.counters_url)
 
     def policies(self) -> PolicySet:
         """The active policies."""
@@ -152,7 +158,8 @@ class Platform:
         from genward.policy import PolicyContext
 
         state = self.state
-        return PolicyContext(state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
+        given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
+        return PolicyContext(*given, counters=self.counters)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""
@@ -173,11 +180,11 @@ class Platform:
         if "_runner" in self.__dict__:
             self._runner.run(self.audit.detach())
             self.__dict__.pop("_runner").close()
-        for name in ("pipeline", "registry", "audit"):
+        self.__dict__.pop("pipeline", None)
+        self.__dict__.pop("_context", None)
+        for name in ("counters", "registry", "audit"):
             part = self.__dict__.pop(name, None)
-            if name == "pipeline" and part is not None:
-                part.counters.close()
-            elif part is not None:
+            if part is not None:
                 part.close()
 
     def record(self, verb: str, actor: str = "", tenant: str = "", **detail: Any) -> int:

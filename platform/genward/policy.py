@@ -15,7 +15,7 @@ from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from genward.contracts import AuditSink, Finding, KeyProvider
 from genward.errors import PolicyError
 from genward.strictjson import canonical
+
+if TYPE_CHECKING:
+    from genward.counters import Counters
 
 API = "genward/v1"
 _HEAD = ("apiVersion", "kind", "name")
@@ -39,6 +42,7 @@ class PolicyContext:
     state_dir: Path
     database_url: str = ""
     audit: Callable[[], AuditSink] | None = None
+    counters: Counters | None = None  # of this process, on `store_url`: chunks of limits are shared by all that count
 
 
 class NoConfig(BaseModel):

@@ -58,7 +58,7 @@ class Quota(Policy):
 
     def __init__(self, config: Any, context: PolicyContext) -> None:
         super().__init__(config, context)
-        self._counters = Counters(context.store_url)
+        self._counters = context.counters or Counters(context.store_url)
         self._open: dict[str, list[str]] = {}
 
     @hookimpl

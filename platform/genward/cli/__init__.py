@@ -87,6 +87,8 @@ def main() -> None:
         sys.exit(
             common.report(Unavailable(error.strerror or str(error), where=str(error.filename or ""), remedy=remedy))
         )
+    finally:
+        common.close()
 
 
 def _json_first(words: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ class Settings:
 
 
 settings = Settings()
+_opened: list[Platform] = []
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -44,7 +46,15 @@ def open_platform() -> Platform:
     """The platform on the chosen state folder; NotFound says how to make one."""
     from genward.api import Platform
 
-    return Platform.open(settings.state)
+    _opened.append(Platform.open(settings.state))
+    return _opened[-1]
+
+
+def close() -> None:
+    """Hand back what a command took: chunks of limits above all, which else count as spent."""
+    while _opened:
+        with suppress(GenwardError):
+            _opened.pop().close()
 
 
 def say(text: str) -> None:

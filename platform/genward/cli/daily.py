@@ -107,11 +107,11 @@ def generate(
     url: Annotated[str | None, typer.Option(envvar="GENWARD_URL", help="A server; else this state folder.")] = None,
 ) -> None:
     """Generate rows, on this machine or from a server, and say how many were found and why not more."""
-    from genward.client import connect
+    from genward.client import HttpClient
 
     if key is None:
         raise UsageError("no API key", remedy="pass --key or set GENWARD_KEY; `genward key create` makes one")
-    client = connect(url, common.settings.state, key)
+    client = HttpClient(url, key) if url else common.open_platform().client(key)
     with _opened(output) as file:
         answer = client.generate(model, n=n, where=where or [], start=start, format=format, into=file)
     print(answer.summary, file=sys.stderr)
