@@ -38,12 +38,17 @@ class NoiseSpec:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A run of `width` encoded values at `start`: one number (width 1), or a one-hot choice among `width`."""
+    """A run of `width` encoded values at `start`: one number (width 1), or a one-hot choice among `width`.
+
+    `cuts` of a number are where it may be cut without cutting through a value, as shares in (0, 1) of the codec's law;
+    none: anywhere.
+    """
 
     column: str
     kind: Literal["number", "choice"]
     start: int
     width: int
+    cuts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,9 @@ class Phase:
 class Mechanism(Protocol):
     """The only way in which a family that trains by `fit` learns about data: counts of discretised records.
 
-    Fields follow the columns of the spec. A number has the family's `bins`, even in probability under the codec's
-    law, and one value more, the last, where it may be missing; a choice has its width. Unprotected, answers are exact
+    Fields follow the columns of the spec. A number has the family's `bins` (`genward.fitting.cuts`: even in probability
+    under the codec's law, or fewer where it has few values), and one value more, the last, where it may be missing; a
+    choice has its width. Unprotected, answers are exact
     and free; under a privacy policy each is noisy and paid for from `rho`, in zero-concentrated differential privacy
     (Bun and Steinke 2016, arXiv:1605.02065); asking beyond what is left raises CheckFailed.
     """
@@ -201,6 +207,20 @@ class Graph:
     step: nn.Module | None = None  # for gate "chain": one step of it, same inputs, gated on its maximum
 
 
+class Distillation(ABC):
+    """What a network that was cut learns from the one it was cut from. The teacher answers noise; nothing reads data."""
+
+    noise: Sequence[NoiseSpec] = ()  # what examples are made of, a row each
+
+    @abstractmethod
+    def examples(self, noise: Record, condition: Tensor | None) -> Record:
+        """Examples of N rows of noise, tensors (N, ...), the teacher's answers among them."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, example: Record) -> Tensor:
+        """How far a network is from its teacher, one loss per row, shape (B,)."""
+
+
 class FamilyConfig(BaseModel):
     """Base of every family's configuration: units and ranges in the fields, unknown keys refused."""
 
@@ -234,6 +254,28 @@ class Family(ABC):
     @abstractmethod
     def graphs(self, network: nn.Module, config: Any) -> Mapping[str, Graph]:
         """What is exported: "sample"; optionally "density" and "to_noise"."""
+
+    # Of a family whose network can be made cheaper; the others leave these as they are.
+
+    def thinner(self, config: Any) -> Sequence[Any]:
+        """Configurations of ever fewer channels, least cut first, without the given one. None: nothing can be cut."""
+        return ()
+
+    def quicker(self, config: Any) -> Sequence[Any]:
+        """Configurations of ever fewer sampler steps, most first, without the given one."""
+        return ()
+
+    def unrolled(self, config: Any) -> Any:
+        """The same network with a sample graph without loops, so that each of its calls can be quantised."""
+        return config
+
+    def cut(self, network: nn.Module, config: Any, smaller: Any) -> nn.Module:
+        """A network of the configuration `smaller` that keeps the channels which matter most; a new module."""
+        raise TypeError(f"{self.name} cannot be cut")
+
+    def distillation(self, teacher: nn.Module, config: Any, smaller: Any) -> Distillation:
+        """How a network of the configuration `smaller` learns from a teacher of configuration `config`."""
+        raise TypeError(f"{self.name} cannot be distilled")
 
 
 @dataclass(frozen=True, slots=True)
