@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import secrets
 import shutil
 import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from genward.errors import Conflict, IntegrityError, NotFound, Unavailable, UsageError
 from genward.state import State
@@ -46,7 +48,7 @@ def backup(state: State, target: Path, *, keys: bool = False) -> Path:
         raise Conflict("the archive exists", where=str(target), remedy="choose another name")
     part = target.with_name(f".{target.name}.part")
     try:
-        with tarfile.open(part, "w") as archive:
+        with _private(part) as file, tarfile.open(fileobj=file, mode="w") as archive:
             digests = {name: _add(archive, name, data) for name, data in _contents(state, keys)}
             _add(archive, MANIFEST, json.dumps({"format": FORMAT, "files": digests}, sort_keys=True).encode())
         part.replace(target)
@@ -78,8 +80,18 @@ def restore(archive: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _contents(state: State, keys: bool) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of everything, in an order that is consistent beside a running server."""
+@contextmanager
+def _private(path: Path) -> Iterator[BinaryIO]:
+    """A new file that only its owner can read, on disk when the block ends: an archive may hold keys."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _contents(state: State, keys: bool) -> Iterator[tuple[str, bytes | Path]]:
+    """(name, bytes or a file) of everything, in an order that is consistent beside a running server."""
     folder = state.folder
     yield from _log(folder)
     for path in sorted(folder.glob("*.db")):
@@ -91,7 +103,7 @@ def _contents(state: State, keys: bool) -> Iterator[tuple[str, bytes]]:
     for name in (*_FOLDERS, *(("keys",) if keys else ())):
         for path in sorted((folder / name).rglob("*")):
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-                yield str(path.relative_to(folder)), path.read_bytes()
+                yield str(path.relative_to(folder)), path
 
 
 def _log(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -136,11 +148,27 @@ def _database(path: Path) -> bytes:
         return copy.read_bytes()
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> str:
+def _add(archive: tarfile.TarFile, name: str, data: bytes | Path) -> str:
+    """Add a file piece by piece, whatever its size; its SHA-256."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o600
-    archive.addfile(info, io.BytesIO(data))
-    return hashlib.sha256(data).hexdigest()
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
+        info.size, info.mode = source.seek(0, io.SEEK_END), 0o600
+        source.seek(0)
+        hashed = _Hashed(source)
+        archive.addfile(info, hashed)  # type: ignore[arg-type]  # it only reads
+    return hashed.digest.hexdigest()
+
+
+class _Hashed:
+    """A file that is hashed while it is read."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source, self.digest = source, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self.digest.update(data)
+        return data
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -180,10 +208,10 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, digest: 
     path = folder / member.name
     if ".." in Path(member.name).parts or Path(member.name).is_absolute():
         raise IntegrityError(f"{member.name!r} leads out of the folder", where=MANIFEST)
-    file = tar.extractfile(member)
-    data = file.read() if file is not None else b""
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise IntegrityError("is not what was backed up", where=member.name, remedy="take another copy of the archive")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_bytes(data)
-    path.chmod(0o600)
+    file = _Hashed(tar.extractfile(member) or io.BytesIO())
+    with _private(path) as target:
+        while piece := file.read(1 << 20):
+            target.write(piece)
+    if file.digest.hexdigest() != digest:
+        raise IntegrityError("is not what was backed up", where=member.name, remedy="take another copy of the archive")

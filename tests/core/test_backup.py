@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,23 @@ def test_a_backup_taken_under_load_goes_on_where_it_stood(platform: Platform, tm
 def test_keys_travel_only_when_asked(platform: Platform, tmp_path: Path) -> None:
     with tarfile.open(backup(platform.state, tmp_path / "a.tar")) as archive:
         assert not [name for name in archive.getnames() if name.startswith("keys")]
+    with_keys = backup(platform.state, tmp_path / "b.tar", keys=True)
+    assert with_keys.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_large_table_is_copied_in_little_memory(platform: Platform, tmp_path: Path) -> None:
+    """A file of 200 MB goes into the archive and back, and neither way holds it."""
+    large = platform.state.datasets_dir / "large"
+    with large.open("wb") as file:
+        for i in range(200):
+            file.write(bytes([i]) * (1 << 20))
+    tracemalloc.start()
+    archive = backup(platform.state, tmp_path / "a.tar")
+    restore(archive, tmp_path / "r")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "r/datasets/large").stat().st_size == 200 << 20
+    assert peak < 100 << 20
 
 
 def test_nothing_is_overwritten(platform: Platform, tmp_path: Path) -> None:
