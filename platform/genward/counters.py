@@ -117,10 +117,12 @@ class Counters:
             held.touched = time.monotonic() + 1e9  # a cursor's chunk is not given back
             return held.used - held.left - amount
 
-    def drop_cursor(self, name: str) -> None:
-        """Forget this process's chunk, after a page went past it."""
+    def retreat(self, name: str, end: int, amount: int) -> None:
+        """Give the last `amount` positions before `end` back to this process's chunk, unless somebody went on there."""
         with self._lock:
-            self._chunks.pop(name, None)
+            held = self._chunks.get(name)
+            if held is not None and held.used - held.left == end:
+                held.left += amount
 
     # open grants
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genward.contracts import Rows
+from genward.errors import GenwardError
 from genward.record import plan_fields
 from genward.table import PageRows, Predicate, Walk, scan
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from genward.counters import Counters
     from genward.served import Served
 
+_log = logging.getLogger("genward.pages")
 _CHUNK = 256  # positions of a cursor that a worker takes at once to begin with; a busy one takes more each time
 _SHARE = 16  # at most this fraction of a walk: what two workers take at once must not meet
 _MOST = 64  # without a pool: slots examined for each row asked for, before a page says it is exhausted
@@ -40,6 +43,8 @@ class Plan:
     cells: tuple[int, ...] | None
     start: int
     cursor: str | None
+    reserved: int = 0  # positions of the cursor that this page took,
+    end: int = 0  # and the one behind them, of a cursor that does not wrap around
 
     def fetcher(self, deadline: float | None, score: Score | None = None) -> Fetch:
         """One chosen row for each slot."""
@@ -126,21 +131,30 @@ class Pages:
             return Plan(served, tenant, predicate, walk, cells, start, None)
         cursor = _cursor(served, tenant, predicate, cells)
         wanted = max(1, round(n / self._yields.get(cursor, 1.0)))
-        at = self._counters.advance(cursor, wanted, _CHUNK, most=walk.length // _SHARE)
-        return Plan(served, tenant, predicate, walk, cells, at % walk.length if walk.length else 0, cursor)
+        at = self._advance(cursor, wanted, walk)
+        place = at % walk.length if walk.length else 0
+        return Plan(served, tenant, predicate, walk, cells, place, cursor, wanted, at + wanted)
 
-    def settle(self, page: Page) -> None:
-        """Move the cursor past what a filtered page examined, and learn its yield for the next one."""
-        cursor = page.plan.cursor
-        if cursor is None or page.scanned == 0 or page.plan.predicate is None or not page.plan.predicate.clauses:
+    def _advance(self, cursor: str, positions: int, walk: Walk) -> int:
+        share = walk.length // _SHARE
+        return self._counters.advance(cursor, positions, min(_CHUNK, share), most=share)
+
+    def settle(self, plan: Plan, rows: int, scanned: int) -> None:
+        """Move the cursor to where a filtered page stopped, and learn its yield for the next one. The rows are given by
+        now: where the cursor cannot be moved, the next page repeats some of them, and nobody is refused."""
+        cursor = plan.cursor
+        if cursor is None or scanned == 0 or plan.predicate is None or not plan.predicate.clauses:
             return
-        reserved = max(1, round(len(page.rows) / self._yields.get(cursor, 1.0)))
-        if page.scanned > reserved:
-            self._counters.drop_cursor(cursor)
-            self._counters.advance(cursor, page.scanned - reserved)
+        try:
+            if scanned > plan.reserved:
+                self._advance(cursor, scanned - plan.reserved, plan.walk)
+            else:
+                self._counters.retreat(cursor, plan.end, plan.reserved - scanned)
+        except GenwardError:
+            _log.exception("a cursor was not moved")
         if len(self._yields) > 10_000:
             self._yields.clear()
-        self._yields[cursor] = max(len(page.rows), 1) / page.scanned
+        self._yields[cursor] = max(rows, 1) / scanned
 
     def again(self, served: Served, tenant: str, predicate: Predicate, plan: Mapping[str, Any]) -> Plan:
         """The plan of an earlier page, from its log entry."""

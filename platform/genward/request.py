@@ -156,13 +156,19 @@ class Pipeline:
                 index = await self._settle(call, page)
                 return Response(call.id, ask.media, self._headers(call, index, page), body)
 
-    async def read(self, key: str, action: str, model: str = "") -> Principal:
-        """The path of every other authenticated request: who, and may he; refusals are recorded."""
+    @asynccontextmanager
+    async def reading(self, key: str, action: str, model: str = "") -> AsyncIterator[Principal]:
+        """The path of every other authenticated request: who, and may he; what is refused inside is recorded too."""
         call = Call(record.request_id(), Ask(key, model, 0))
         async with self._recorded(call):
             self._authenticate(call)
             self._decide(call, Request(call.id, action, model))
-        return self._principal(call)
+            yield self._principal(call)
+
+    async def read(self, key: str, action: str, model: str = "") -> Principal:
+        """Who asks, if he may."""
+        async with self.reading(key, action, model) as principal:
+            return principal
 
     async def refuse(self, key: str, model: str, error: GenwardError) -> None:
         """The path of a request that cannot be read: who sent it comes first, and the refusal is recorded."""
@@ -249,7 +255,7 @@ class Pipeline:
             fields = self._fields(call) | {"plan": page.fields(), "status": "served", "out": out}
             index = await self.audit.append_async(record.entry("settle", **fields))
         call.settled = True
-        self._pages.settle(page)
+        self._pages.settle(page.plan, len(page.rows), page.scanned)
         self._close(call, Outcome("served", len(page.rows)))
         return index
 

@@ -18,6 +18,7 @@ from genward.table import PageRows
 
 if TYPE_CHECKING:
     from genward.request import Call, Pipeline
+    from genward.respond import Encoder
 
 _log = logging.getLogger("genward.stream")
 PIECE = 8192  # rows computed and encoded at a time
@@ -70,12 +71,11 @@ class Stream:
             while True:
                 digest, begun = RowsDigest(), self._at
                 async for rows in self._rows():
-                    digest.update(rows)
                     if held:
                         yield held
-                    held = await asyncio.to_thread(encoder.piece, rows)
+                    held = await asyncio.to_thread(_piece, encoder, digest, rows)
                 await self._settle(digest, begun)
-                if self._left <= 0 or self._exhausted:
+                if self._left <= 0 or self._exhausted or not digest.rows:
                     break
                 await self._next_grant()
             encoder.exhausted = self._left > 0
@@ -88,11 +88,16 @@ class Stream:
         """Rows of the present grant, computed in a thread, piece by piece."""
         want = self._grant_rows
         while want > 0 and not self._exhausted:
-            found = await asyncio.to_thread(self._scan, min(PIECE, want))
+            found, rows = await asyncio.to_thread(self._screened, min(PIECE, want))
             self._at += found.scanned
             self._exhausted = found.exhausted
             want -= len(found.rows)
-            yield self._policies.screen(self._call.request, found.rows)
+            yield rows
+
+    def _screened(self, n: int) -> tuple[PageRows, Rows]:
+        """What was found, and what the policies leave of it."""
+        found = self._scan(n)
+        return found, self._policies.screen(self._call.request, found.rows)
 
     def _scan(self, n: int) -> PageRows:
         from dataclasses import replace
@@ -163,7 +168,13 @@ class Stream:
                 await self._close(status, {"rows": self._grant_rows})
             except GenwardError:
                 _log.exception("stream %s is left to the sweeper", self._request)
+        self._pipeline._pages.settle(self._plan, self._delivered, self._at - self._plan.start)
         self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost))
+
+
+def _piece(encoder: Encoder, digest: RowsDigest, rows: Rows) -> bytes:
+    digest.update(rows)
+    return encoder.piece(rows)
 
 
 _ENDINGS: set[asyncio.Task[None]] = set()

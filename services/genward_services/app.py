@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genward import receipt as receipts
 from genward.api import Platform
+from genward.contracts import Principal, ReleaseInfo
 from genward.errors import GenwardError, NotFound, UsageError
 from genward.request import Ask
 from genward.request import Response as Found
@@ -87,20 +88,26 @@ async def models(platform: Platform, request: Request) -> Response:
 
 async def model(platform: Platform, request: Request) -> Response:
     """GET /v1/models/{name}: the card of a release."""
-    principal = await platform.pipeline.read(key_of(request), "read")
     name = request.path_params["name"]
+    async with platform.pipeline.reading(key_of(request), "read", name) as principal:
+        visible(platform, principal, name)
+        return JSONResponse(await anyio.to_thread.run_sync(platform.card, name))
+
+
+def visible(platform: Platform, principal: Principal, name: str) -> ReleaseInfo:
+    """A release that the caller's tenant may use; NotFound for any other."""
     info = platform.registry.resolve(name)
     if principal.tenant not in info.tenants and "*" not in info.tenants:
-        raise NotFound(f"no release {name!r}")
-    return JSONResponse(await anyio.to_thread.run_sync(platform.card, name))
+        raise NotFound(f"no release {name!r}", remedy="`genward model list` shows them")
+    return info
 
 
 async def receipt(platform: Platform, request: Request) -> Response:
     """GET /v1/receipts/{request}: proof of a request's entries; 202 until a checkpoint covers them."""
-    principal = await platform.pipeline.read(key_of(request), "read")
     name = request.path_params["request"]
-    made = lambda: receipts.make(platform.audit, platform.keys, name, principal, platform.audit.vkey())  # noqa: E731
-    found = await anyio.to_thread.run_sync(made)
+    async with platform.pipeline.reading(key_of(request), "read") as principal:
+        made = lambda: receipts.make(platform.audit, platform.keys, name, principal, platform.audit.vkey())  # noqa: E731
+        found = await anyio.to_thread.run_sync(made)
     if found is None:
         return JSONResponse({"request": name, "status": "not covered yet"}, 202, {"retry-after": "1"})
     return JSONResponse(found)
@@ -231,4 +238,4 @@ def _about(platform: Platform, row: Mapping[str, Any]) -> dict[str, Any]:
     served = platform.pipeline.shelf.at_hand(platform.registry.resolve(f"{row['name']}:{row['version']}"))
     names = ("name", "version", "aliases", "digest", "created")
     found: dict[str, Any] = {name: row[name] for name in names}
-    return found | {"provider": served.engine.provider if served else platform.state.config.providers[0]}
+    return found | {"provider": served.engine.provider if served else None}  # known once a session is open

@@ -5,6 +5,7 @@ Inputs: `n` INT64 [1]; optionally `from` INT64 [1] and `where` BYTES [k]. Output
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from genward.errors import NotFound, UsageError
+from genward.errors import UsageError
 from genward.request import Ask
 
 if TYPE_CHECKING:
@@ -23,14 +24,12 @@ _TYPES = {"numeric": "FP64", "integer": "INT64", "datetime": "BYTES", "categoric
 
 async def metadata(platform: Platform, request: Request) -> Response:
     """GET /v2/models/{name}."""
-    from genward_services.app import key_of
+    from genward_services.app import key_of, visible
 
-    principal = await platform.pipeline.read(key_of(request), "read")
     name = request.path_params["name"]
-    info = platform.registry.resolve(name)
-    if principal.tenant not in info.tenants and "*" not in info.tenants:
-        raise NotFound(f"no release {name!r}")
-    schema = platform.pipeline.shelf.get(info).codec.schema
+    async with platform.pipeline.reading(key_of(request), "read", name) as principal:
+        info = visible(platform, principal, name)
+        schema = (await asyncio.to_thread(platform.pipeline.shelf.get, info)).codec.schema
     outputs = [{"name": c.name, "datatype": _TYPES[c.kind], "shape": [-1]} for c in schema.columns]
     inputs = [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in _INPUTS.items()]
     about = {"name": info.name, "versions": [str(info.version)], "platform": "genward_onnxruntime"}
@@ -48,7 +47,8 @@ async def infer(platform: Platform, request: Request) -> Response:
     ask = await readable(platform, request, lambda: _ask(platform, request, body))
     found = await platform.pipeline.generate(ask)
     body = orjson.loads(found.body)
-    schema = platform.pipeline.shelf.get(platform.registry.resolve(ask.model)).codec.schema
+    info = platform.registry.resolve(ask.model)
+    schema = (await asyncio.to_thread(platform.pipeline.shelf.get, info)).codec.schema
     columns = list(zip(*body["rows"], strict=True)) or [()] * len(schema.columns)
     outputs = [
         {"name": c.name, "datatype": _TYPES[c.kind], "shape": [len(data)], "data": list(data)}

@@ -106,6 +106,19 @@ def test_filtered_pages_go_on_where_the_last_one_ended(world: Any) -> None:
     assert len({tuple(row) for row in rows}) == 200
 
 
+@pytest.mark.parametrize("held", [10_000, 1])
+def test_filtered_pages_leave_no_place_out_and_look_at_none_twice(world: Any, held: int) -> None:
+    """Whether a page is held in memory or streamed: each begins where the one before it stopped looking."""
+    world.platform.pipeline.limits = replace(world.platform.pipeline.limits, held=held)
+    at = 0
+    for _ in range(6):
+        request = _client(world).generate("pool:1", n=40, where=[f"{YEAR}>2012"]).request
+        plan = next(entry["plan"] for entry in world.entries(request) if entry["event"] == "settle")
+        assert plan["start"] == at % 3000
+        at += plan["n"]
+    assert at > 240
+
+
 def test_a_condition_nothing_meets_says_so(shared: Any) -> None:
     answer = _client(shared).generate("pool:1", n=3, where=[f"{YEAR}>2018", f"{YEAR}<2018"])
     assert json.loads(answer.body)["rows"] == []

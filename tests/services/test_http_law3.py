@@ -113,8 +113,18 @@ def test_receipts_wait_for_a_checkpoint_and_belong_to_their_tenant(server: Any) 
         time.sleep(0.2)
     assert reply.json()["format"] == "genward.receipt/1"
     assert server.ask("GET", path, key=server.world.auditor).status == 200
+    before = len(server.world.log())
     assert server.ask("GET", path, key=server.world.stranger).status == 403
     assert server.ask("GET", "/v1/receipts/nothing").status == 404
+    assert [(e["event"], e["tenant"]) for e in _new(server.world, before)] == [("refuse", "other"), ("refuse", "acme")]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/pool:1", "/v2/models/pool:1"])
+def test_a_release_that_is_not_granted_is_not_there_and_the_question_is_recorded(server: Any, path: str) -> None:
+    before = len(server.world.log())
+    assert server.ask("GET", path, key=server.world.stranger).status == 404
+    assert [(e["event"], e["tenant"]) for e in _new(server.world, before)] == [("refuse", "other")]
+    assert server.ask("GET", path).status == 200
 
 
 def test_the_log_itself_is_for_auditors(server: Any) -> None:
