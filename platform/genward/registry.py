@@ -348,8 +348,8 @@ def _version(c: Connection, reference: str) -> tuple[str, int | None]:
 
 def check_name(name: str, what: str) -> None:
     """UsageError unless the name can stand in a reference and in a path."""
-    if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise UsageError(f"{name!r} is no {what} name", remedy="use letters, digits, dots, dashes, underscores")
+    if not name.isascii() or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UsageError(f"{name!r} is no {what} name", remedy="use letters a to z, digits, dots, dashes, underscores")
 
 
 def _point(c: Connection, name: str, alias: str, version: int) -> None:

@@ -22,6 +22,7 @@ MAX_DEPTH = 16
 MAX_DIGITS = 20  # of an integer
 BODY_SECONDS = 20.0  # in which a body must have arrived
 PASSED = "genward.passed"  # where a scope says what the guard found
+_LENGTH = 18  # digits of a content-length
 _KNOWN = 1024  # paths whose rules are remembered
 _BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SECURITY = [
@@ -107,7 +108,7 @@ class Guard:
     async def _body(self, scope: Scope, rule: Rule, receive: Receive) -> tuple[bytes, Any]:
         headers = _headers(scope)
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._max_body:
+        if not length.isdigit() or len(length) > _LENGTH or int(length) > self._max_body:
             raise Refused(413, "body too large", f"a body has at most {self._max_body} bytes")
         try:
             async with asyncio.timeout(BODY_SECONDS):
