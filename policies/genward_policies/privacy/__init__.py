@@ -1,0 +1,1 @@
+"""Differential privacy: `policy.Privacy` takes over trainings, `ledger.Ledger` keeps what data sets have spent."""
