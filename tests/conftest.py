@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -255,3 +256,37 @@ def server(make_world: Callable[[], World], start_server: Callable[..., Served])
 def processes_of() -> Callable[[Path], list[int]]:
     """Process ids of whatever works on a state folder."""
     return _processes_of
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL server; its address without a database."""
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    with warnings.catch_warnings():  # of the wheel's own dependencies
+        warnings.simplefilter("ignore")
+        import pgserver
+
+        with pytest.MonkeyPatch.context() as patch:  # as root the wheel wants `useradd`, which is not in every PATH
+            patch.setenv("PATH", os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
+            server = pgserver.get_server(folder, cleanup_mode="delete")
+    yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """A fresh database on that server."""
+    import uuid
+
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.engine import make_url
+
+    name = f"t{uuid.uuid4().hex}"
+    engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,42 +126,3 @@ def onnx_value() -> Callable[..., Any]:
 def tiny_bytes() -> bytes:
     onnx.checker.check_model(tiny_graph())
     return tiny_graph()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A real PostgreSQL server; its address without a database."""
-    import os
-    import shutil
-    import tempfile
-    from pathlib import Path
-
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    with warnings.catch_warnings():  # of the wheel's own dependencies
-        warnings.simplefilter("ignore")
-        import pgserver
-
-        with pytest.MonkeyPatch.context() as patch:  # as root the wheel wants `useradd`, which is not in every PATH
-            patch.setenv("PATH", os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
-            server = pgserver.get_server(folder, cleanup_mode="delete")
-    yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgres_url(postgres: str) -> Iterator[str]:
-    """A fresh database on that server."""
-    import uuid
-
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.engine import make_url
-
-    name = f"t{uuid.uuid4().hex}"
-    engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield make_url(postgres).set(database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
