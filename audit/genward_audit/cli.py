@@ -15,13 +15,14 @@ import typer
 
 from genward_audit import retention, witness
 from genward_audit._console import AuditGroup, progress
+from genward_audit.client import connect
 from genward_audit.entries import parse, retain_entry
-from genward_audit.errors import AuditError, NotFound, UsageError
+from genward_audit.errors import AuditError, NotFound, Unavailable, UsageError
 from genward_audit.index import Index, Query
-from genward_audit.keyfile import load_key
-from genward_audit.note import Signer, parse_note
+from genward_audit.keyfile import create_key, keys_of, load_key, succeed
+from genward_audit.note import Signer
 from genward_audit.policy import Policy
-from genward_audit.reader import CHECKPOINT, LogFolder, read_file
+from genward_audit.reader import LogFolder, read_file
 from genward_audit.retention import read_minimum
 from genward_audit.tiles import TILE_WIDTH
 from genward_audit.verify import MAX_AGE, Report, verify_folder, verify_receipt
@@ -44,6 +45,8 @@ KeyOption = Annotated[Path | None, typer.Option("--key", help="The log's private
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 EventOption = Annotated[str, typer.Option(help="grant, settle, refuse, release or act.")]
 Text = Annotated[str, typer.Option()]
+_LINGER = 5.0  # seconds that a writer which had to be started stays
+_COVER_SECONDS = 10.0
 
 
 def _state() -> Path:
@@ -68,7 +71,17 @@ def _trust(policy: Path | None, vkeys: list[str] | None, folder: LogFolder | Non
     if folder is None or not own.is_file() or folder.path.resolve().parent != own.resolve().parent.parent:
         remedy = "give --policy FILE or --vkey; 'genward audit vkey' on the log's machine prints the key"
         raise UsageError("whom to trust is not said", remedy=remedy)
-    return Policy.of(Signer(folder.head().origin, load_key(own)).verifier.vkey)
+    return Policy.of(_signers(folder, None)[0].verifier.vkey)
+
+
+def _word() -> bytes | None:
+    return os.environ.get("GENWARD_PASSPHRASE", "").encode() or None
+
+
+def _signers(folder: LogFolder, key: Path | None) -> list[Signer]:
+    """The log's key, and the one it took over from while both sign."""
+    origin = folder.head().origin
+    return [Signer(origin, load_key(path, _word())) for path in keys_of(_key_path(key))]
 
 
 def _print_json(value: Any) -> None:
@@ -288,27 +301,26 @@ def witness_command(
 @app.command(name="vkey")
 def vkey_command(log: LogOption = None, key: KeyOption = None, name: Text = "") -> None:
     """Print the log's public key for a policy file."""
-    print(Signer(name or _folder(log).head().origin, load_key(_key_path(key))).verifier.vkey)
+    print(Signer(name or _folder(log).head().origin, load_key(_key_path(key), _word())).verifier.vkey)
 
 
 @app.command(name="rotate-key")
 def rotate_key(
-    new: Annotated[Path, typer.Option("--new", help="The new private key; the log's own key is the old one.")],
+    new: Annotated[Path | None, typer.Option("--new", help="The new private key; made where none is named.")] = None,
     log: LogOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Sign the present checkpoint with the new key too, so that policies with either key accept it.
+    """Put a new key in the log key's place; prints the policy line to hand out.
 
-    For a stopped log: the writer replaces the checkpoint. It prints the policy line to hand out.
+    From its next start the writer signs with both, and an entry says so; until the old key's file is deleted.
     """
-    folder = _folder(log)
-    note = parse_note(folder.checkpoint_note())
-    origin = folder.head().origin
-    old, young = (Signer(origin, load_key(path)) for path in (_key_path(key), new))
-    Policy.of(old.verifier.vkey).open(note.marshal())
-    overlap = note.with_signatures(young.sign(note.text)).marshal()
-    retention.write_durable(folder.path / CHECKPOINT, overlap)
+    folder, path = _folder(log), _key_path(key)
+    fresh = new or path.with_name(f"{path.stem}.new{path.suffix}")
+    young = Signer(folder.head().origin, load_key(fresh, _word()) if fresh.exists() else create_key(fresh, _word()))
+    old = succeed(path, fresh)
+    retention.sign_again(folder, young)
     print(f"log {young.verifier.vkey}")
+    print(f"restart the writer; both keys sign until you delete {old}", file=sys.stderr)
 
 
 @app.command()
@@ -316,15 +328,25 @@ def retain(
     minimum: Annotated[int, typer.Option("--minimum", min=0, help="Entries below this index may go.")],
     log: LogOption = None,
     key: KeyOption = None,
-    entry: Annotated[bool, typer.Option("--print-entry", help="Print the log.retain entry to append first.")] = False,
 ) -> None:
-    """Delete what lies below a minimum index that a log.retain entry announced, and sign the minimum."""
-    if entry:
-        sys.stdout.buffer.write(retain_entry(minimum) + b"\n")
-        return
+    """Delete what lies below a minimum index: announce it in the log, sign it, then delete."""
     folder = _folder(log)
+    retention.check_minimum(folder, minimum)
+    signers = _signers(folder, key)
     if not retention.is_announced(folder, minimum):
-        remedy = "append it first: genward audit retain --print-entry"
-        raise UsageError(f"no log.retain entry announces the minimum {minimum}", remedy=remedy)
-    deleted = retention.prune(folder, minimum, Signer(folder.head().origin, load_key(_key_path(key))))
+        _announce(folder, _key_path(key), minimum)
+    deleted = retention.prune(folder, minimum, *signers)
     print(f"{deleted} files deleted; entries from {minimum} on are kept")
+
+
+def _announce(folder: LogFolder, key: Path, minimum: int) -> None:
+    """Append the act through the log's writer, and wait until a checkpoint covers it."""
+    run = folder.path.resolve().parent / "run"
+    client = connect(folder.path.resolve(), run, key.resolve(), folder.head().origin, linger=_LINGER)
+    index = client.append(retain_entry(minimum))
+    client.close()
+    until = time.monotonic() + _COVER_SECONDS
+    while folder.head().size <= index:
+        if time.monotonic() > until:
+            raise Unavailable("no checkpoint covers the announcement yet", remedy="try again in a while")
+        time.sleep(0.05)

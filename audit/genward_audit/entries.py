@@ -216,5 +216,5 @@ def rotate_entry(old: str, new: str, actor: str | None = None) -> bytes:
 
 
 def clock_entry(before: float, after: float) -> bytes:
-    """The machine's clock jumped back; times after this entry start lower."""
+    """The machine's clock jumped back from `before` to `after`; until it has caught up the log's times stand still."""
     return act_entry(CLOCK, before=format_time(before), after=format_time(after))

@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from genward_audit.errors import Conflict, FormatError, SignatureError
 from genward_audit.reader import read_file
+from genward_audit.storage import sync_folder
 
 MAX_KEY = 16_384
 
@@ -34,7 +36,7 @@ def load_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     return key
 
 
-def create_key(path: Path) -> Ed25519PrivateKey:
+def create_key(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     """Make a key file that did not exist; raises Conflict where it does."""
     key = Ed25519PrivateKey.generate()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,32 @@ def create_key(path: Path) -> Ed25519PrivateKey:
     except FileExistsError:
         raise Conflict("the key file exists already", where=str(path), remedy="name another file") from None
     with open(handle, "wb") as file:  # noqa: PTH123 - the descriptor is already open
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        sealed = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealed))
         file.flush()
         os.fsync(file.fileno())
     return key
+
+
+def keys_of(path: Path) -> list[Path]:
+    """A log's key, and behind it the key it took over from (`log.old.pem` beside `log.pem`) while both still sign."""
+    old = _old(path)
+    return [path, old] if old.exists() else [path]
+
+
+def succeed(path: Path, new: Path) -> Path:
+    """Put a new key in a key's place, atomically; the old one stays beside it. Gives where. Raises Conflict while the
+    overlap of an earlier rotation lasts."""
+    old = _old(path)
+    if not old.exists():
+        os.link(path, old)
+    elif not old.samefile(path):  # the same file: an attempt that ended here
+        remedy = f"delete {old} when everybody who verifies has the present key"
+        raise Conflict("the last rotation is not over: the key before this one still signs", remedy=remedy)
+    new.replace(path)
+    sync_folder(path.parent)
+    return old
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.old{path.suffix}")

@@ -60,6 +60,11 @@ def pack_error(number: int, error: Exception) -> bytes:
 
 
 def read_error(body: bytes) -> errors.AuditError:
-    """The error a reply carries."""
-    said = json.loads(body)
-    return _ERRORS.get(said["error"], errors.Unavailable)(said["what"], where=said["where"], remedy=said["remedy"])
+    """The error a reply carries; Unavailable where it cannot be read."""
+    try:
+        said = json.loads(body)
+        kind = _ERRORS.get(said["error"], errors.Unavailable)
+        what, where, remedy = str(said["what"]), str(said["where"]), str(said["remedy"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return errors.Unavailable("the writer's error cannot be read")
+    return kind(what, where=where, remedy=remedy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from genward_audit.checkpoint import Checkpoint
@@ -34,6 +34,8 @@ MINIMUM = "minimum"
 MAX_BUNDLE = TILE_WIDTH * (MAX_ENTRY + 2)
 _CACHED_TILES = 64
 
+Read = Callable[[str], bytes]
+
 
 def read_file(path: Path, limit: int) -> bytes:
     """A regular file's bytes; raises NotFound, Unavailable, or IntegrityError where it is longer than `limit`."""
@@ -55,14 +57,20 @@ def read_file(path: Path, limit: int) -> bytes:
 class LogFolder:
     """A log's files on disk. Reads only; checks forms, not truth: `verify_folder` does that."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, read: Read | None = None) -> None:
         self.path = Path(path)
+        self._read = read  # of a log whose files lie elsewhere: (name) -> bytes
         self.files_read = 0
 
     def read(self, name: str, limit: int) -> bytes:
         """One file by its path inside the folder; raises NotFound, Unavailable or IntegrityError."""
         self.files_read += 1
-        return read_file(self.path / name, limit)
+        if self._read is None:
+            return read_file(self.path / name, limit)
+        data = self._read(name)
+        if len(data) > limit:
+            raise IntegrityError(f"the file is longer than {limit} bytes", where=name)
+        return data
 
     def checkpoint_note(self) -> bytes:
         """The signed checkpoint's bytes."""

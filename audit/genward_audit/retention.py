@@ -22,6 +22,7 @@ from genward_audit.errors import AuditError, Conflict, FormatError, NotFound, Si
 from genward_audit.note import MAX_NOTE, Signer, open_note, parse_note, sign
 from genward_audit.policy import Policy
 from genward_audit.reader import MINIMUM, LogFolder
+from genward_audit.storage import LocalObjects
 from genward_audit.tiles import ENTRIES, TILE_WIDTH, Tile, parse_path
 
 HEADER = "genward-audit/minimum@v1"
@@ -62,25 +63,39 @@ def read_minimum(folder: LogFolder, origin: str, policy: Policy | None = None) -
     return minimum.index
 
 
+def sign_again(folder: LogFolder, signer: Signer) -> None:
+    """Put another key's signature on the minimum, where there is one: a rotation's new key must vouch for it too."""
+    try:
+        note = parse_note(folder.read(MINIMUM, MAX_NOTE))
+    except NotFound:
+        return
+    LocalObjects(folder.path).write(MINIMUM, note.with_signatures(signer.sign(note.text)).marshal())
+
+
 def is_below(tile: Tile, minimum: int) -> bool:
     """Are all leaves under this file below the minimum?"""
     leaves = TILE_WIDTH if tile.level == ENTRIES else TILE_WIDTH ** (tile.level + 1)
     return (tile.index + 1) * leaves <= minimum
 
 
-def prune(folder: LogFolder, minimum: int, signer: Signer) -> int:
-    """Sign the minimum into the folder and delete what lies below it; gives how many files went.
-
-    Raises UsageError where the log is shorter, Conflict where the minimum would sink.
-    """
+def check_minimum(folder: LogFolder, minimum: int) -> str:
+    """The log's origin; raises UsageError where the log is shorter, Conflict where the minimum would sink."""
     head = folder.head()
     if not 0 <= minimum <= head.size:
         raise UsageError(f"the log has {head.size} entries; the minimum cannot be {minimum}")
     before = read_minimum(folder, head.origin)
     if minimum < before:
         raise Conflict(f"the minimum is already {before} and cannot sink to {minimum}", where=MINIMUM)
-    note = sign(Minimum(head.origin, minimum).marshal(), signer)
-    write_durable(folder.path / MINIMUM, note)
+    return head.origin
+
+
+def prune(folder: LogFolder, minimum: int, *signers: Signer) -> int:
+    """Sign the minimum into the folder and delete what lies below it; gives how many files went.
+
+    Raises UsageError where the log is shorter, Conflict where the minimum would sink.
+    """
+    origin = check_minimum(folder, minimum)
+    LocalObjects(folder.path).write(MINIMUM, sign(Minimum(origin, minimum).marshal(), *signers))
     return _delete_below(folder, minimum)
 
 
@@ -121,18 +136,3 @@ def tile_files(root: Path) -> Iterator[tuple[str, Tile | None]]:
                 yield path, parse_path(path)
             except AuditError:
                 yield path, None
-
-
-def write_durable(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder: after a crash the old file or the new one is there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,24 +12,36 @@ import fcntl
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from genward_audit.checkpoint import Checkpoint
-from genward_audit.errors import AuditError, Conflict, IntegrityError, NotFound, Unavailable, UsageError
-from genward_audit.merkle import HASH_BYTES, Frontier, leaf_hash
-from genward_audit.note import Signer, open_note, sign
+from genward_audit.errors import (
+    AuditError,
+    Conflict,
+    FormatError,
+    IntegrityError,
+    NotFound,
+    ProofError,
+    Unavailable,
+    UsageError,
+)
+from genward_audit.merkle import HASH_BYTES, Frontier, consistency_proof, leaf_hash, verify_consistency
+from genward_audit.note import Signer, VerifierKey, open_note, sign
 from genward_audit.policy import Policy
 from genward_audit.reader import CHECKPOINT, LogFolder
 from genward_audit.segment import Segment, read_frames, segments
-from genward_audit.storage import Head, LocalObjects, Objects, optional
-from genward_audit.tiles import ENTRIES, MAX_ENTRY, TILE_WIDTH, Tile, encode_entries, new_tiles
+from genward_audit.storage import Head, LocalObjects, Objects, optional, sync_folder
+from genward_audit.tiles import ENTRIES, MAX_ENTRY, TILE_WIDTH, Tile, encode_entries, new_tiles, tile_at
 from genward_audit.witness import Quorum
 
 SEGMENT_BYTES = 4 << 20  # a segment this large is followed by a new one
 WAL, LOCK = "wal", "writer.lock"
+_ASK = "find out who wrote"
 
 
 @dataclass(frozen=True)
@@ -46,16 +58,19 @@ class Sequencer:
     """An open log. `commit` and `snapshot` belong to one thread, `publish` to another; nothing else writes.
 
     Args:
-        folder: the log's public folder.
+        folder: where write-ahead segments and the lock are; the log's public folder, unless `objects` says otherwise.
         head: the last checkpoint, held apart.
         signer: signs checkpoints; its name is the log's origin.
         objects: where public files go; else files under `folder`.
         second: a folder that gets a copy of each checkpoint.
         policy: witnesses whose quorum a checkpoint needs before it is published.
+        also: keys that sign beside `signer` while a rotation's old and new key overlap.
+        patience: seconds to wait for a writer that is about to end.
 
     Raises:
-        Conflict: another writer holds the log, or the head belongs to another log or another history (a fork).
-        IntegrityError: the disk was rolled back behind the head, or a file is damaged; says which.
+        Conflict: another writer holds the log, or head, second folder or a witness hold another history: a fork.
+        IntegrityError: the disk is behind one of these (it was rolled back), or a file is damaged; says which.
+        UsageError: the policy does not name the log's key.
     """
 
     def __init__(
@@ -67,24 +82,28 @@ class Sequencer:
         objects: Objects | None = None,
         second: Objects | None = None,
         policy: Policy | None = None,
+        also: Sequence[Signer] = (),
+        patience: float = 0.0,
     ) -> None:
-        self.folder, self.head, self.signer = folder, head, signer
+        self.folder, self.head, self.signer, self.also = folder, head, signer, tuple(also)
         self.objects, self.second = objects or LocalObjects(folder), second
-        self.quorum = None if policy is None else Quorum(policy)
-        self.log = LogFolder(folder)
-        self._lock = _exclusive(folder)
+        self.quorum = _quorum(policy, signer, also)
+        self.log = LogFolder(folder, None if objects is None else objects.read)
+        self._lock = _exclusive(folder, patience)
         self._guard = threading.Lock()
-        self._note: bytes | None = None
+        self._note: bytes | None = None  # what the head holds
+        self._doubted: bytes | None = None  # what it may hold instead: a swap failed, nobody knows how
         self._published = Checkpoint(signer.name, 0, Frontier().root())
         self.frontier = Frontier()
-        self._segment: Segment
+        self._segment: Segment | None = None
         self._entries: list[bytes] = []  # from `_base` on: what full bundles on disk do not hold
         self._base = 0
         self._rows: dict[int, _Row] = {}
         try:
             self._recover()
+            self._look_elsewhere()
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     # state
@@ -107,6 +126,20 @@ class Sequencer:
                 raise NotFound(f"no entry {index}", remedy=f"the log has {self.size}")
             return self._entries[at]
 
+    @property
+    def succeeded(self) -> VerifierKey | None:
+        """The key that signed the last checkpoint, where this one did not yet: a rotation begins."""
+        if self._note is None:
+            return None
+        keys = [one.verifier for one in (self.signer, *self.also)]
+        signed = {one.key for one in open_note(self._note, keys).verified}
+        return None if self.signer.verifier in signed else keys[1]
+
+    def newest(self) -> bytes | None:
+        """The last entry, None in an empty log."""
+        at = self.size - 1
+        return None if at < 0 else self.log.entry(at, self.published) if at < self.published else self.pending(at)
+
     def tail(self) -> list[tuple[int, bytes]]:
         """(index, entry) of what no checkpoint covers yet."""
         with self._guard:
@@ -121,9 +154,7 @@ class Sequencer:
             if len(entry) > MAX_ENTRY:
                 raise UsageError(f"an entry has at most {MAX_ENTRY} bytes, not {len(entry)}", remedy="log a digest")
         first = self.frontier.size
-        if self._segment.size > SEGMENT_BYTES:
-            self._next_segment()
-        self._segment.append(first, entries)
+        self._open_segment(first).append(first, entries)
         with self._guard:
             for entry in entries:
                 self._add(entry)
@@ -131,12 +162,23 @@ class Sequencer:
 
     def recover(self) -> None:
         """Forget what is in memory and stand on what the disk says, after a write failed."""
-        self._segment.close()
+        self._close_segment()
         self._recover()
 
-    def _next_segment(self) -> None:
-        self._segment.close()
-        self._segment = Segment(self.folder / WAL, self.frontier.size)
+    def _open_segment(self, first: int) -> Segment:
+        """The segment to append to; one that is large enough is followed by a new one."""
+        if self._segment is None:
+            raise Unavailable("the log does not stand on its disk yet", where=str(self.folder))
+        if self._segment.size > SEGMENT_BYTES:
+            following = Segment(self.folder / WAL, first)
+            self._close_segment()
+            self._segment = following
+        return self._segment
+
+    def _close_segment(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+        self._segment = None
 
     def _add(self, entry: bytes) -> None:
         self._entries.append(entry)
@@ -164,20 +206,30 @@ class Sequencer:
         for path, data in snapshot.files.items():
             self.objects.write(path, data)
         note = self._signed(snapshot)
-        self.head.swap(self._note, note)
-        self._note, self._published = note, snapshot.checkpoint
+        self._swap(note)
         self._show(note)
+        self._published = snapshot.checkpoint
         with self._guard:
             self._trim(snapshot.checkpoint.size)
         self._tidy(snapshot)
 
+    def _swap(self, note: bytes) -> None:
+        """Move the head. After a swap that failed the head is asked what it holds: it may have persisted."""
+        if self._doubted is not None and self.head.read() == self._doubted:
+            self._note = self._doubted
+        if note != self._note:
+            self._doubted = note
+            self.head.swap(self._note, note)
+        self._note, self._doubted = note, None
+
+    def _sign(self, checkpoint: Checkpoint) -> bytes:
+        return sign(checkpoint.marshal(), self.signer, *self.also)
+
     def _signed(self, snapshot: Snapshot) -> bytes:
-        note = sign(snapshot.checkpoint.marshal(), self.signer)
+        note = self._sign(snapshot.checkpoint)
         if self.quorum is None:
             return note
         size = snapshot.checkpoint.size
-        from genward_audit.merkle import consistency_proof
-
         return self.quorum.collect(note, lambda old: consistency_proof(old, size, self.log.hashes(size)))
 
     def _show(self, note: bytes) -> None:
@@ -207,20 +259,16 @@ class Sequencer:
     def _tidy(self, snapshot: Snapshot) -> None:
         """Remove what nothing needs any more: narrower tiles of full ones, segments whose entries are in tiles."""
         for tile in snapshot.full:
-            partial = self.folder / f"{tile.path}.p"
-            if partial.is_dir():
-                for path in partial.iterdir():
-                    path.unlink(missing_ok=True)
-                partial.rmdir()
-        paths = segments(self.folder / WAL)
-        for path, following in itertools.pairwise(paths):
-            if int(following.stem) <= snapshot.checkpoint.size and path != self._segment.path:
-                path.unlink(missing_ok=True)
+            self.objects.remove(f"{tile.path}.p")
+        kept = None if self._segment is None else self._segment.path
+        for path, following in itertools.pairwise(segments(self.folder / WAL)):
+            if int(following.stem) <= snapshot.checkpoint.size and path != kept:
+                _remove(path)
 
     # recovery
 
     def _recover(self) -> None:
-        self._note = self.head.read()
+        self._note, self._doubted = self.head.read(), None
         self._published = self._agree()
         self._load(self._published)
         waiting = self._waiting()
@@ -242,16 +290,14 @@ class Sequencer:
                 remedy="restore the head that goes with this log",
             )
         if held.size == shown.size and held.root != shown.root:
-            raise Conflict(
-                "head and disk are two histories: a fork", where=str(self.folder), remedy="find out who wrote"
-            )
+            raise Conflict("head and disk are two histories: a fork", where=str(self.folder), remedy=_ASK)
         return held
 
     def _opened(self, note: bytes | None, where: str) -> Checkpoint:
         if note is None:
             return Checkpoint(self.signer.name, 0, Frontier().root())
         try:
-            found = Checkpoint.parse(open_note(note, [self.signer.verifier]).text)
+            found = Checkpoint.parse(open_note(note, [one.verifier for one in (self.signer, *self.also)]).text)
         except AuditError as error:
             raise IntegrityError(f"not a checkpoint of this log's key: {error.what}", where=where) from None
         if found.origin != self.signer.name:
@@ -260,25 +306,22 @@ class Sequencer:
 
     def _load(self, head: Checkpoint) -> None:
         """Frontier and partial tiles of a published tree, checked against its root."""
-        self.log = LogFolder(self.folder)
         self._entries, self._base, self._rows = [], 0, {}
         try:
             self.frontier = Frontier.of_tree(head.size, self.log.hashes(head.size)) if head.size else Frontier()
             if self.frontier.root() != head.root:
                 raise IntegrityError("the tiles do not lead to the head's root", where=str(self.folder / "tile"))
             self._load_edges(head.size)
-        except (NotFound, IntegrityError) as error:
+        except (NotFound, FormatError, IntegrityError) as error:
             raise IntegrityError(
                 f"the disk is behind or apart from the head of size {head.size}: it was rolled back or damaged: "
                 f"{error.where or self.folder}: {error.what}",
                 where=str(self.folder),
-                remedy="restore the log; nothing was written",
+                remedy="'genward audit verify' names every damaged file; restore the log, nothing was written",
             ) from error
 
     def _load_edges(self, size: int) -> None:
-        self._base = size // TILE_WIDTH * TILE_WIDTH
-        if size > self._base:
-            self._entries = list(self.log.bundle(size // TILE_WIDTH, size % TILE_WIDTH))
+        """What is not in full tiles yet; the root has vouched for the hashes, they vouch for the entries."""
         level = 0
         while size >> (8 * level):
             count = size >> (8 * level)
@@ -287,13 +330,26 @@ class Sequencer:
                 row.hashes.extend(self.log.tile(Tile(level, count // TILE_WIDTH, count % TILE_WIDTH)))
             self._rows[level] = row
             level += 1
+        self._base = size // TILE_WIDTH * TILE_WIDTH
+        if size > self._base:
+            self._entries = self._edge_entries(tile_at(ENTRIES, size // TILE_WIDTH, size))
+
+    def _edge_entries(self, place: Tile) -> list[bytes]:
+        where = str(self.folder / place.path)
+        try:
+            entries = list(self.log.bundle(place.index, place.width))
+        except FormatError as error:
+            raise IntegrityError(error.what, where=where) from None
+        if b"".join(map(leaf_hash, entries)) != bytes(self._rows[0].hashes):
+            raise IntegrityError("its entries do not hash to their leaves", where=where)
+        return entries
 
     def _waiting(self) -> list[bytes]:
         """Entries of the segments behind the head, in order; IntegrityError for a gap or damage."""
         found: list[bytes] = []
         paths = segments(self.folder / WAL)
         for path in paths:
-            data = path.read_bytes()
+            data = _read(path)
             frames, whole = read_frames(data, str(path))
             if whole < len(data) and path != paths[-1]:
                 raise IntegrityError("a segment before the last is cut short", where=str(path))
@@ -306,28 +362,49 @@ class Sequencer:
 
     def _rewritten(self, waiting: Sequence[bytes]) -> Segment:
         """A fresh segment that holds what waits, durable before anything goes on: after a failed fsync the page cache
-        may show what the disk does not have. The old ones go only then."""
+        may show what the disk does not have. The old ones go only then, and for good."""
         old = segments(self.folder / WAL)
-        path = self.folder / WAL / f"{self.frontier.size:016d}.wal"
-        spare = path.with_suffix(".old")
-        if path in old:
-            path.replace(spare)
-            old = [spare if one == path else one for one in old]
+        segment = Segment(self.folder / WAL, self.frontier.size, waiting)
         try:
-            segment = Segment(self.folder / WAL, self.frontier.size)
-            if waiting:
-                segment.append(self.frontier.size, waiting)
+            for path in old:
+                if path != segment.path:
+                    _remove(path)
+            _sync(self.folder / WAL)
         except Unavailable:
-            if spare in old:
-                spare.replace(path)
+            segment.close()
             raise
-        for one in old:
-            one.unlink(missing_ok=True)
         return segment
+
+    def _look_elsewhere(self) -> None:
+        """Compare with what the second folder and the witnesses hold: a head that was rolled back with its disk agrees
+        with it, they do not."""
+        if self.second is not None:
+            place = "the second folder"
+            self._compare(self._opened(optional(lambda: self._second_read()), place), place, self.published)
+        if self.quorum is None:
+            return
+        for name, held in self.quorum.held(self._note or self._sign(self._published)).items():
+            if held > self.size:  # what waits in segments may have been cosigned before a crash
+                raise _behind(f"the witness {name}", held, self.size, self.folder)
+
+    def _second_read(self) -> bytes:
+        return b"" if self.second is None else self.second.read(CHECKPOINT)
+
+    def _compare(self, other: Checkpoint, place: str, size: int) -> None:
+        if other.size > size:
+            raise _behind(place, other.size, size, self.folder)
+        try:
+            if other.size:
+                proof = self.log.consistency(other.size, size)
+                verify_consistency(other.size, size, other.root, self._published.root, proof)
+        except NotFound:
+            return  # retention deleted the tiles that would tell
+        except ProofError:
+            raise Conflict(f"{place} holds another history: a fork", where=str(self.folder), remedy=_ASK) from None
 
     def close(self) -> None:
         """Let go of the log."""
-        self._segment.close()
+        self._close_segment()
         self._lock.close()
 
 
@@ -339,26 +416,69 @@ class _Row:
     hashes: bytearray = field(default_factory=bytearray)
 
 
-def _exclusive(folder: Path) -> BinaryIO:
+def _exclusive(folder: Path, patience: float) -> BinaryIO:
     """Hold the log's lock; Conflict when another writer does."""
     try:
         (folder / WAL).mkdir(parents=True, exist_ok=True)
         file = (folder / WAL / LOCK).open("a+b")
     except OSError as error:
         raise Unavailable(f"the log cannot be opened: {error.strerror}", where=str(folder)) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(file, time.monotonic() + patience):
         file.seek(0)
         owner = file.read().decode(errors="replace").strip() or "unknown"
         file.close()
-        raise Conflict(
-            f"another writer (process {owner}) holds this log", where=str(folder), remedy="stop it"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
+        raise Conflict(f"another writer (process {owner}) holds this log", where=str(folder), remedy="stop it")
+    with suppress(OSError):  # the number is for people; the lock is what counts
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
     return file
 
 
-Made = Callable[[], Sequencer]
+def _locked(file: BinaryIO, until: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)
+
+
+def _quorum(policy: Policy | None, signer: Signer, also: Sequence[Signer]) -> Quorum | None:
+    if policy is None:
+        return None
+    if not {party.key for party in policy.logs} & {one.verifier for one in (signer, *also)}:
+        remedy = f"add the line: log {signer.verifier.vkey}"
+        raise UsageError("the witnesses' policy does not name this log's key", where=signer.name, remedy=remedy)
+    return Quorum(policy)
+
+
+def _behind(place: str, held: int, size: int, folder: Path) -> IntegrityError:
+    return IntegrityError(
+        f"{place} holds a checkpoint of size {held}, this disk only {size} entries: it was rolled back",
+        where=str(folder),
+        remedy="restore the log; nothing was written",
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unavailable(f"cannot read: {error.strerror}", where=str(path)) from error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise Unavailable(f"cannot remove: {error.strerror}", where=str(path)) from error
+
+
+def _sync(folder: Path) -> None:
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        raise Unavailable(f"cannot sync: {error.strerror}", where=str(folder)) from error

@@ -33,7 +33,8 @@ class Objects(Protocol):
         """Raises Unavailable."""
 
     def remove(self, name: str) -> None:
-        """Removing what is not there is no error; need not be durable."""
+        """Remove a file, or everything under the prefix `name/`. What is not there is no error, and a crash may bring
+        it back. Raises Unavailable."""
 
 
 class Head(Protocol):
@@ -75,7 +76,12 @@ class LocalObjects:
 
     def remove(self, name: str) -> None:
         path = self.folder / name
-        path.unlink(missing_ok=True)
+        try:
+            for one in list(path.iterdir()) if path.is_dir() else []:
+                one.unlink(missing_ok=True)
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"cannot remove: {error.strerror}", where=str(path)) from error
 
 
 class SqliteHead:

@@ -273,6 +273,29 @@ class Quorum:
             raise PolicyUnmet(error.what, where=error.where, remedy=reasons) from None
         return cosigned
 
+    def held(self, checkpoint: bytes) -> dict[str, int]:
+        """How much each witness that answers has seen, by its name; asked with the log's own last checkpoint.
+
+        Raises Conflict where one has seen another history of the same size. Who is silent is left out.
+        """
+        size = Checkpoint.parse(parse_note(checkpoint).text).size
+        asked = [one for one in self.policy.witnesses if one.url]
+        with ThreadPoolExecutor(max(1, len(asked))) as pool:
+            answers = list(pool.map(lambda one: self._held(one, size, checkpoint), asked))
+        self.sizes |= {one.name: held for one, held in zip(asked, answers, strict=True) if held is not None}
+        return dict(self.sizes)
+
+    def _held(self, party: Party, size: int, checkpoint: bytes) -> int | None:
+        try:
+            submit(party.url, size, (), checkpoint, timeout=self.timeout)
+        except Behind as behind:
+            if behind.size == size:
+                raise Conflict(f"the witness {party.name} holds another history: a fork", where=party.url) from None
+            return behind.size
+        except AuditError:
+            return None
+        return size
+
     def _ask(self, party: Party, size: int, checkpoint: bytes, proof_from: ProofFrom) -> tuple[Signature | None, str]:
         """One witness's cosignature, or why there is none."""
         try:

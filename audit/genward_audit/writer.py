@@ -11,21 +11,23 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genward_audit import entries as schema
 from genward_audit import protocol as p
-from genward_audit.errors import AuditError, FormatError, Unavailable, UsageError
+from genward_audit.errors import AuditError, Conflict, FormatError, Unavailable, UsageError
 from genward_audit.index import Index, Query
-from genward_audit.keyfile import load_key
+from genward_audit.keyfile import keys_of, load_key
 from genward_audit.note import Signer
 from genward_audit.policy import Policy
 from genward_audit.sequencer import Sequencer
@@ -34,6 +36,8 @@ from genward_audit.tiles import MAX_ENTRY
 
 BATCH = 1024  # entries of one commit
 IDLE_SECONDS = 0.02  # nothing came for so long: publish what there is
+JUMP_SECONDS = 1.0  # by which a clock may be set back without a word
+PATIENCE_SECONDS = 5.0  # for which the next writer waits until the last one has let go of the log
 RETRY_SECONDS = 0.5  # between attempts to stand up again after the disk failed
 
 
@@ -66,12 +70,14 @@ class Writer:
 
     def __init__(self, sequencer: Sequencer, options: Options) -> None:
         self.sequencer, self.options = sequencer, options
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Waiting | None] = deque()
         self._wake, self._published = asyncio.Event(), asyncio.Event()
         self._disk = ThreadPoolExecutor(1, "commit")
         self._public = ThreadPoolExecutor(1, "publish")
         self._producers: set[_Producer] = set()
         self._broken: AuditError | None = None
+        self._late = False  # the clock is behind the log
+        self._jumped: tuple[float, float] | None = None  # (before, after) of a jump not yet told
         self._due, self._seen, self._last_time = 0.0, time.monotonic(), 0.0
         self._index: Index | None = None  # opened, used and closed by the publishing thread
         self.stopping = asyncio.Event()
@@ -88,20 +94,37 @@ class Writer:
             os.umask(mask)
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stopping.set)
+        self._last_time = self._newest_time()
         await self._append(schema.start_entry(self.sequencer.size, pid=os.getpid()))
+        if self.sequencer.succeeded is not None:
+            old, new = self.sequencer.succeeded.vkey, self.sequencer.signer.verifier.vkey
+            await self._append(schema.rotate_entry(old, new))
         tasks = [asyncio.create_task(work()) for work in (self._committing, self._publishing, self._lingering)]
+        for task in tasks:  # none ends by itself: better no writer than a deaf one
+            task.add_done_callback(lambda _: self.stopping.set())
         await self.stopping.wait()
         server.close()
-        await self._stop(tasks)
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # before the lock goes: who comes now starts the next writer, and it waits
+        await self._stop(*tasks)
 
-    async def _stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        while self._queue:
-            await asyncio.sleep(0.01)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _newest_time(self) -> float:
+        """The time of the last entry, so that times do not fall across a restart either; 0 where it states none."""
         try:
+            return schema.parse_time(schema.parse(self.sequencer.newest() or b"").get("t", ""))
+        except AuditError:
+            return 0.0
+
+    async def _stop(self, committing: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+        """Commit what came, and only then state the size in the last entry."""
+        self.push(None)
+        for task in others:
+            task.cancel()
+        done = await asyncio.gather(committing, *others, return_exceptions=True)
+        for failure in [one for one in done if isinstance(one, Exception)]:
+            self._broken = Unavailable(f"the writer failed: {failure!r}")
+            print(self._broken, file=sys.stderr)
+        try:
+            await self._mend(patient=False)
             await self._append(schema.stop_entry(self.sequencer.size))
             await self._publish()
         except AuditError as error:
@@ -121,8 +144,8 @@ class Writer:
 
     # commit
 
-    def push(self, waiting: _Waiting) -> None:
-        """Queue an entry; wakes the committer."""
+    def push(self, waiting: _Waiting | None) -> None:
+        """Queue an entry; wakes the committer. None is the last: the committer ends."""
         self._queue.append(waiting)
         self._wake.set()
 
@@ -131,7 +154,10 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                await self._commit([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                await self._commit([one for one in batch if one is not None])
+                if None in batch:
+                    return
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         ready, entries = [], []
@@ -144,8 +170,9 @@ class Writer:
         if not ready:
             return
         try:
-            if self._broken is not None:
-                await self._mend()
+            await self._mend()
+            if self._jumped is not None:
+                await self._tell_clock()
             first = await self._commit_now(entries)
         except AuditError as error:
             self._fail(ready, error)
@@ -169,14 +196,15 @@ class Writer:
 
     def _fail(self, batch: Sequence[_Waiting], error: AuditError) -> None:
         """Nobody knows what is on disk: say so to everybody who waits, and stand up again before the next batch."""
-        if isinstance(error, Unavailable):
-            self._broken = error
+        self._broken = error
         for one in batch:
             one.producer.reply(p.pack_error(one.number, error))
 
-    async def _mend(self) -> None:
-        wait = self._due - time.monotonic()
-        if self._broken is not None and wait > 0:
+    async def _mend(self, patient: bool = True) -> None:
+        """Stand up again after a failure, on what the disk says; soon after a failed attempt only if impatient."""
+        if self._broken is None:
+            return
+        if patient and self._due > time.monotonic():
             raise self._broken
         self._due = time.monotonic() + RETRY_SECONDS
         await self._in(self._public, lambda: None)  # no integration is under way
@@ -184,9 +212,22 @@ class Writer:
         self._broken, self._due = None, 0.0
 
     def _stamped(self, entry: bytes) -> bytes:
-        """The entry with its time; times never fall: a clock that jumped back holds still until it has caught up."""
-        self._last_time = max(time.time(), self._last_time + 1e-6)
+        """The entry with its time; times never fall: where the clock jumped back they stand still until it has caught
+        up, and an entry says so."""
+        now = time.time()
+        late = now < self._last_time - JUMP_SECONDS
+        if late and not self._late:
+            self._jumped = (self._last_time, now)
+        self._late = late
+        self._last_time = max(now, self._last_time + 1e-6)
         return _with_time(entry, schema.format_time(self._last_time))
+
+    async def _tell_clock(self) -> None:
+        """Ahead of the first entry that was stamped after the jump."""
+        if self._jumped is not None:
+            entry = schema.stamp(schema.clock_entry(*self._jumped), self._jumped[0])
+            await self._in(self._disk, self.sequencer.commit, [entry])
+            self._jumped = None
 
     # publish
 
@@ -204,6 +245,8 @@ class Writer:
                 await self._publish()
             except AuditError as error:
                 print(f"checkpoint delayed: {error}", file=sys.stderr, flush=True)
+                if isinstance(error, Conflict):  # the head is another's: nothing more is acknowledged until it agrees
+                    self._broken = self._broken or error
                 await asyncio.sleep(RETRY_SECONDS)
                 self._published.set()
 
@@ -276,6 +319,16 @@ class _Producer(asyncio.Protocol):
         self._writer._producers.discard(self)
         self._transport = None
 
+    def pause_writing(self) -> None:
+        """It does not read its replies: then it is not read either."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
     def data_received(self, data: bytes) -> None:
         try:
             for kind, number, body in self._parser.feed(data):
@@ -339,11 +392,12 @@ def _request(entry: bytes) -> str | None:
 def open_sequencer(options: Options) -> Sequencer:
     """The sequencer of a writer's options."""
     passphrase = os.environ.pop("GENWARD_PASSPHRASE", None)
-    key = load_key(options.key, passphrase.encode() if passphrase else None)
+    word = passphrase.encode() if passphrase else None
+    signer, *also = (Signer(options.origin, load_key(path, word)) for path in keys_of(options.key))
     head = SqliteHead(options.head or options.log.with_name(f"{options.log.name}-head.db"))
     second = None if options.second is None else LocalObjects(options.second)
     policy = None if options.policy is None else Policy.parse(options.policy.read_bytes())
-    return Sequencer(options.log, head, Signer(options.origin, key), second=second, policy=policy)
+    return Sequencer(options.log, head, signer, second=second, policy=policy, also=also, patience=PATIENCE_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -363,8 +417,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AuditError, OSError) as error:
         print(f"genward-audit writer: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
-    asyncio.run(_serve(sequencer, options))
+    _raise_limit()
+    try:
+        asyncio.run(_serve(sequencer, options))
+    except (AuditError, OSError) as error:
+        print(f"genward-audit writer: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
     return 0
+
+
+def _raise_limit() -> None:
+    """As many connections as the system lets this process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(sequencer: Sequencer, options: Options) -> None:

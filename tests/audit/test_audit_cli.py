@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,9 @@ from typer.testing import CliRunner
 
 from genward_audit import entries as e
 from genward_audit.cli import app
+from genward_audit.client import connect
 from genward_audit.index import Index, Query
+from genward_audit.keyfile import create_key
 from genward_audit.reader import LogFolder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -71,8 +78,6 @@ def test_verify_says_three_verdicts_and_its_exit_code(log: Path) -> None:
 
 
 def _stale() -> int:
-    import time
-
     return 1 if time.time() - NOW > 301 else 0
 
 
@@ -169,24 +174,88 @@ def test_a_receipt_is_made_and_checked(log: Path, tmp_path: Path) -> None:
     _run("receipt", 900, "--log", log, code=4)
 
 
-def test_retain_needs_its_announcement_then_prunes(make_log: Any, tmp_path: Path) -> None:
-    key = _write_key(tmp_path / "keys")
-    story = _story()[:-2]
-    log = make_log([*story, e.stamp(e.retain_entry(256), NOW + 400)], name="kept")
-    assert "log.retain" in _run("retain", "--minimum", 255, "--log", log, "--key", key, code=2)
-    assert "2 files deleted" in _run("retain", "--minimum", 256, "--log", log, "--key", key)
-    _run("verify", log, "--vkey", VKEY, "--max-age", 1e12)
-    assert len(_run("search", "--log", log, "--event", "settle", "--json").splitlines()) == 45
-    assert b"log.retain" in _run("retain", "--minimum", 300, "--print-entry").encode()
+def _writer(folder: Path) -> Any:
+    """A client of a writer on a state folder, as a program would have one."""
+    words = (folder / "log", folder / "run", folder / "keys/log.pem", "audit.example/golden")
+    return connect(*words, linger=5, period=0.05)
 
 
-def test_rotate_key_makes_either_key_enough(log: Path, tmp_path: Path) -> None:
-    old, new = _write_key(tmp_path / "old"), _write_key(tmp_path / "new", 9)
-    line = _run("rotate-key", "--new", new, "--log", log, "--key", old)
-    policy = tmp_path / "policy"
-    policy.write_text(line + "quorum none\n")
-    _run("verify", log, "--policy", policy, "--max-age", 1e12)
-    _run("verify", log, "--vkey", VKEY, "--max-age", 1e12)
+def _end(client: Any, folder: Path) -> None:
+    """Stop the writer, and wait until it has let go of the log."""
+    os.kill(client.stats()["pid"], signal.SIGTERM)
+    client.close()
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        with (folder / "log/wal/writer.lock").open() as file, suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.02)
+
+
+def test_retain_announces_its_minimum_in_the_log_and_then_prunes(folder: Path) -> None:
+    """What is deleted was announced by an entry that the checkpoint covers, whatever ran before."""
+    _write_key(folder / "keys")
+    client = _writer(folder)
+    last = [client.append(e.act_entry("test.fill")) for _ in range(300)][-1]
+    while client.proof(last) is None:
+        time.sleep(0.02)
+    log = folder / "log"
+    words = ("--log", log, "--key", folder / "keys/log.pem")
+    assert "cannot be 9999" in _run("retain", "--minimum", 9999, *words, code=2)
+    assert "2 files deleted" in _run("retain", "--minimum", 256, *words)
+    assert "sink" in _run("retain", "--minimum", 255, *words, code=1)
+    report = json.loads(_run("verify", log, "--vkey", VKEY, "--json").split("verify:")[0])
+    assert (report["minimum"], report["integrity"]["state"], report["completeness"]["state"]) == (256, "ok", "ok")
+    assert len(_run("search", "--log", log, "--act", "log.retain", "--json").splitlines()) == 1
+    assert "0 files deleted" in _run("retain", "--minimum", 256, *words)
+    _end(client, folder)
+
+
+def test_rotate_key_lets_both_keys_sign_until_the_old_one_is_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through real writers: the old key's, both keys', the new key's; no receipt and no verifier is left behind."""
+    monkeypatch.setenv("GENWARD_STATE", str(folder))
+    _write_key(folder / "keys")
+    client = _writer(folder)
+    client.append(e.act_entry("test.old"))
+    _end(client, folder)
+    assert not (folder / "keys/log.old.pem").exists()
+    line = _run("rotate-key").splitlines()[0]
+    new = line.removeprefix("log ")
+    assert new != VKEY
+    assert "not over" in _run("rotate-key", code=1)
+    client = _writer(folder)
+    assert client.vkey() == new
+    index = client.append(e.act_entry("test.both"))
+    while client.proof(index) is None:
+        time.sleep(0.02)
+    _end(client, folder)
+    for vkey in (VKEY, new):
+        _run("verify", folder / "log", "--vkey", vkey)
+    (folder / "keys/log.old.pem").unlink()
+    client = _writer(folder)
+    client.append(e.act_entry("test.new"))
+    _end(client, folder)
+    _run("verify", folder / "log", "--vkey", new)
+    _run("verify", folder / "log", "--vkey", VKEY, code=5)
+    (rotation,) = _run("search", "--act", "log.rotate", "--json").splitlines()
+    assert json.loads(rotation)["detail"] == {"old": VKEY, "new": new}
+
+
+def test_a_key_behind_a_passphrase_is_opened_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENWARD_STATE", str(folder))
+    monkeypatch.setenv("GENWARD_PASSPHRASE", "a word")
+    create_key(folder / "keys/log.pem", b"a word")
+    client = _writer(folder)
+    client.append(e.act_entry("test.one"))
+    vkey = client.vkey()
+    _end(client, folder)
+    assert _run("vkey").strip() == vkey
+    _run("verify")
+    _run("rotate-key")
+    monkeypatch.delenv("GENWARD_PASSPHRASE")
+    assert "passphrase" in _run("verify", code=5)
 
 
 def test_an_index_follows_its_log_and_starts_anew_on_another(make_log: Any, tmp_path: Path) -> None:

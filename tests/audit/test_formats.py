@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genward_audit import entries as e
+from genward_audit import protocol
+from genward_audit._story import tell
 from genward_audit.checkpoint import Checkpoint
 from genward_audit.cosignature import Cosigner, verify_cosignature
 from genward_audit.errors import AuditError, FormatError, PolicyUnmet, SignatureError, UsageError
@@ -21,6 +23,7 @@ from genward_audit.note import Note, Signature, Signer, VerifierKey, open_note, 
 from genward_audit.policy import Policy
 from genward_audit.proof import Proof
 from genward_audit.retention import Minimum
+from genward_audit.segment import frame, read_frames
 from genward_audit.tiles import (
     ENTRIES,
     Tile,
@@ -33,6 +36,7 @@ from genward_audit.tiles import (
     tile_path,
     tiles_of,
 )
+from genward_audit.witness import Submission
 
 ED25519 = Path(__file__).parents[3] / "shared/vectors/ed25519/ed25519vectors.json"
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,6 +65,11 @@ PARSERS: list[Callable[[bytes], Any]] = [
     lambda data: parse_path(data.decode("utf-8", "replace")),
     lambda data: Minimum.parse(data.decode("utf-8", "replace")),
     lambda data: e.parse_time(data.decode("utf-8", "replace")),
+    lambda data: read_frames(data, "segment"),
+    lambda data: list(protocol.Parser().feed(data)),
+    protocol.read_error,
+    Submission.parse,
+    lambda data: tell([data], 0),
 ]
 SEEDS = [
     sign(HEAD.marshal(), LOG),
@@ -73,6 +82,10 @@ SEEDS = [
     b"tile/entries/x001/234.p/7",
     b"2026-11-22T10:00:00.000000Z",
     b"[" * 2000,
+    frame(7, [b"a", b"b" * 300]) + frame(9, [b"c"]),
+    protocol.pack(protocol.APPEND, 5, b"entry"),
+    protocol.pack_error(1, UsageError("no", where="here", remedy="do"))[protocol.HEAD_BYTES :],
+    Submission(3, (b"\x01" * 32,), sign(HEAD.marshal(), LOG)).marshal(),
 ]
 
 

@@ -1,299 +1,28 @@
-"""The writer: what it acknowledged is in the tree, whoever dies, and what is wrong on disk is found and named."""
+"""The sequencer, call by call: any storage call may fail, and what is wrong on disk is refused at start and named."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import os
-import random
 import shutil
-import signal
-import socket
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from genward_audit import protocol
-from genward_audit.checkpoint import Checkpoint
-from genward_audit.client import AuditClient, connect
-from genward_audit.entries import act_entry, parse
-from genward_audit.errors import AuditError, Conflict, IntegrityError, Unavailable, UsageError
-from genward_audit.keyfile import create_key
-from genward_audit.merkle import verify_consistency
+from genward_audit.cosignature import Cosigner
+from genward_audit.errors import Conflict, IntegrityError, NotFound, PolicyUnmet, Unavailable, UsageError
 from genward_audit.note import Signer, open_note
 from genward_audit.policy import Policy
-from genward_audit.proof import Proof
 from genward_audit.reader import LogFolder
-from genward_audit.segment import Segment, frame, read_frames, segments
+from genward_audit.segment import segments
 from genward_audit.sequencer import Sequencer
 from genward_audit.storage import LocalObjects, SqliteHead
 from genward_audit.verify import verify_folder
-
-ORIGIN = "test.example/log"
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: a Unix socket's has at most 107 bytes."""
-    found = Path(tempfile.mkdtemp(prefix="ga", dir="/tmp"))
-    create_key(found / "key.pem")
-    yield found
-    shutil.rmtree(found, ignore_errors=True)
-
-
-@pytest.fixture
-def join(folder: Path) -> Iterator[Callable[..., AuditClient]]:
-    made: list[AuditClient] = []
-
-    def joined(**options: Any) -> AuditClient:
-        client = connect(folder / "log", folder / "run", folder / "key.pem", ORIGIN, **{"linger": 30, **options})
-        made.append(client)
-        return client
-
-    yield joined
-    for client in made:
-        with suppress(AuditError, OSError):
-            os.kill(client.stats()["pid"], signal.SIGTERM)
-        client.close()
-
-
-def _sequencer(folder: Path, **options: Any) -> Sequencer:
-    return Sequencer(folder / "log", SqliteHead(folder / "head.db"), Signer(ORIGIN, KEY), **options)
-
-
-def _entries(*names: object) -> list[bytes]:
-    return [str(name).encode() for name in names]
-
-
-def _publish(log: Sequencer) -> Checkpoint:
-    snapshot = log.snapshot()
-    if snapshot is not None:
-        log.publish(snapshot)
-    return LogFolder(log.folder).head()
-
-
-def _check(folder: Path, acknowledged: dict[int, bytes], seen: list[Checkpoint]) -> Checkpoint:
-    """Re-derive every invariant: entries are where they were acknowledged, checkpoints continue each other."""
-    log = _sequencer(folder)
-    head = _publish(log)
-    log.close()
-    read = LogFolder(folder / "log")
-    for index, entry in acknowledged.items():
-        assert read.entry(index) == entry
-    for before in [one for one in seen if one.size]:
-        verify_consistency(before.size, head.size, before.root, head.root, read.consistency(before.size, head.size))
-    report = verify_folder(folder / "log", Policy.of(Signer(ORIGIN, KEY).verifier.vkey))
-    assert report.integrity.state == "ok", report.integrity
-    return head
-
-
-# Through the socket
-
-
-def test_an_entry_is_there_proved_and_found(join: Callable[..., AuditClient]) -> None:
-    client = join()
-    index = client.append(act_entry("test.one"))
-    assert parse(client.entry(index))["act"] == "test.one"
-    until = time.monotonic() + 10
-    while (proof := client.proof(index)) is None and time.monotonic() < until:
-        time.sleep(0.02)
-    assert proof is not None
-    Proof.parse(proof).verify(client.entry(index), [client.vkey()])
-
-
-def test_several_clients_at_once_start_one_writer(folder: Path) -> None:
-    pids, clients = [], []
-
-    def start() -> None:
-        client = connect(folder / "log", folder / "run", folder / "key.pem", ORIGIN, linger=30)
-        clients.append(client)
-        pids.append(client.stats()["pid"])
-        client.close()
-
-    threads = [threading.Thread(target=start) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(pids) == 6
-    assert len(set(pids)) == 1
-    os.kill(pids[0], signal.SIGTERM)
-
-
-def test_256_producers_share_commits(join: Callable[..., AuditClient]) -> None:
-    client = join()
-
-    async def many() -> list[int]:
-        async def one(k: int) -> int:
-            return await client.append_async(b"%d" % k, stamp=False)
-
-        try:
-            return await asyncio.gather(*(one(k) for k in range(256)))
-        finally:
-            await client.detach()
-
-    indices = asyncio.run(many())
-    assert len(set(indices)) == 256
-    assert {client.entry(index) for index in indices} == {b"%d" % k for k in range(256)}
-    frames = [found for path in _wal(client) for found in read_frames(path.read_bytes(), str(path))[0]]
-    assert len(frames) < 128, "each entry had a commit of its own"
-
-
-def _wal(client: AuditClient) -> list[Path]:
-    return segments(Path(client._arguments[0].removeprefix("--log=")) / "wal")
-
-
-def test_the_largest_entry_fits_and_a_larger_one_is_refused_to_its_producer_only(
-    join: Callable[..., AuditClient],
-) -> None:
-    client = join()
-    index = client.append(b"x" * 65_535, stamp=False)
-    with pytest.raises(UsageError):
-        client.append(b"x" * 65_536, stamp=False)
-    assert client.append(b"y", stamp=False) == index + 1
-    assert len(client.entry(index)) == 65_535
-
-
-def test_a_producer_that_dies_half_way_hurts_nobody(folder: Path, join: Callable[..., AuditClient]) -> None:
-    client = join()
-    whole = protocol.pack(protocol.APPEND, 1, b"half")
-    for cut in range(1, len(whole)):
-        with socket.socket(socket.AF_UNIX) as raw:
-            raw.connect(str(folder / "run" / "audit.sock"))
-            raw.sendall(whole[:cut])
-    with socket.socket(socket.AF_UNIX) as raw:
-        raw.connect(str(folder / "run" / "audit.sock"))
-        raw.sendall(b"\xff" * 64)
-        assert raw.recv(1) == b""
-    assert parse(client.entry(client.append(act_entry("test.after"))))["act"] == "test.after"
-
-
-def test_a_thousand_connections_are_served(folder: Path, join: Callable[..., AuditClient]) -> None:
-    _connections(folder, join, 1000)
-
-
-@pytest.mark.soak
-def test_ten_thousand_connections_are_served(folder: Path, join: Callable[..., AuditClient]) -> None:
-    _connections(folder, join, 10_000)
-
-
-def _connections(folder: Path, join: Callable[..., AuditClient], count: int) -> None:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 200
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, wanted), hard), hard))
-    client = join()
-    sockets = []
-    try:
-        for _ in range(count):
-            sockets.append(socket.socket(socket.AF_UNIX))
-            sockets[-1].connect(str(folder / "run" / "audit.sock"))
-        for number, one in enumerate(sockets):
-            one.sendall(protocol.pack(protocol.APPEND, number, b"%d" % number))
-        for one in sockets:
-            assert one.recv(64)[4] == protocol.OK
-        assert client.stats()["size"] >= count
-    finally:
-        for one in sockets:
-            one.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_writer_that_stops_in_good_order_says_so(folder: Path, join: Callable[..., AuditClient]) -> None:
-    client = join()
-    client.append(act_entry("test.one"))
-    pid = client.stats()["pid"]
-    os.kill(pid, signal.SIGTERM)
-    until = time.monotonic() + 10
-    while (folder / "run" / "audit.sock").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    time.sleep(0.1)
-    read = LogFolder(folder / "log")
-    acts = [parse(entry)["act"] for _, entry in read.entries()]
-    assert acts == ["log.start", "test.one", "log.stop"]
-
-
-def test_a_writer_nobody_uses_leaves_and_is_started_again(folder: Path, join: Callable[..., AuditClient]) -> None:
-    client = join(linger=0.5)
-    client.append(act_entry("test.one"))
-    first = client.stats()["pid"]
-    client.close()
-    until = time.monotonic() + 10
-    while (folder / "run" / "audit.sock").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not (folder / "run" / "audit.sock").exists()
-    assert client.append(act_entry("test.two")) > 1
-    assert client.stats()["pid"] != first
-
-
-def test_a_key_that_others_may_read_is_refused(folder: Path, join: Callable[..., AuditClient]) -> None:
-    (folder / "key.pem").chmod(0o644)
-    with pytest.raises(Unavailable, match="chmod 600"):
-        join()
-
-
-def _kill_at_random(folder: Path, join: Callable[..., AuditClient], times: int) -> None:
-    """Kill the writer under load, again and again; nothing acknowledged is lost and no checkpoint is taken back."""
-    rng = random.Random(7)
-    acknowledged: dict[int, bytes] = {}
-    heads: list[Checkpoint] = []
-    vkey = None
-    for round_ in range(times):
-        client = join(period=0.02, every=10)
-        vkey = client.vkey()
-        pid = client.stats()["pid"]
-        killer = threading.Timer(rng.random() * 0.05, os.kill, (pid, signal.SIGKILL))
-        killer.start()
-        count = 0
-        while killer.is_alive() or count == 0:
-            entry = f"{round_}-{count}".encode()
-            try:
-                acknowledged[client.append(entry, stamp=False)] = entry
-            except Unavailable:
-                break
-            count += 1
-        killer.join()
-        time.sleep(0.01)
-        client.close()
-        if (folder / "log" / "checkpoint").exists():
-            heads.append(LogFolder(folder / "log").head())
-    client = join()
-    size = client.append(b"last", stamp=False) + 1
-    until = time.monotonic() + 10
-    while client.proof(size - 1) is None and time.monotonic() < until:
-        time.sleep(0.02)
-    read = LogFolder(folder / "log")
-    final = read.head()
-    for index, entry in acknowledged.items():
-        assert read.entry(index) == entry
-    for before in heads:
-        if before.size:
-            proof = read.consistency(before.size, final.size)
-            verify_consistency(before.size, final.size, before.root, final.root, proof)
-    assert vkey is not None
-    assert verify_folder(folder / "log", Policy.of(vkey)).integrity.state == "ok"
-    assert len(acknowledged) > times
-
-
-def test_killed_fifty_times_under_load(folder: Path, join: Callable[..., AuditClient]) -> None:
-    _kill_at_random(folder, join, 50)
-
-
-@pytest.mark.soak
-def test_killed_a_thousand_times_under_load(folder: Path, join: Callable[..., AuditClient]) -> None:
-    _kill_at_random(folder, join, 1000)
-
-
-# The sequencer, call by call
+from genward_audit.witness import Witness, serve
 
 
 class _Faulty:
@@ -318,172 +47,239 @@ class _Faulty:
         self._maybe(lambda: self.objects.write(name, data))
 
     def remove(self, name: str) -> None:
-        self.objects.remove(name)
+        self._maybe(lambda: self.objects.remove(name))
 
     def swap(self, old: bytes | None, new: bytes) -> None:
         self._maybe(lambda: self.head.swap(old, new))
 
 
 @pytest.mark.parametrize("persisted", [False, True])
-def test_each_storage_call_may_fail_both_ways(folder: Path, persisted: bool) -> None:
-    """After any failure the writer stands up on what is on disk, loses nothing and publishes on."""
-    failed = 0
-    for at in range(1, 60):
-        home = folder / f"{at}-{persisted}"
-        home.mkdir()
+@pytest.mark.parametrize("then", ["recover", "again"])
+def test_each_storage_call_may_fail_both_ways(folder: Path, logs: Any, persisted: bool, then: str) -> None:
+    """After any failure the writer stands up on what is on disk, or just tries again; it loses nothing either way."""
+    failed, at = 0, 0
+    while True:
+        at += 1
+        home = folder / str(at)
         faulty = _Faulty(LocalObjects(home / "log"), SqliteHead(home / "head.db"), at, persisted)
-        log = Sequencer(home / "log", faulty, Signer(ORIGIN, KEY), objects=faulty)
+        log = Sequencer(home / "log", faulty, logs.signer, objects=faulty)
         acknowledged: dict[int, bytes] = {}
-        seen: list[Checkpoint] = []
+        seen = []
         for batch in range(4):
-            entries = _entries(*(f"{batch}-{i}" for i in range(100)))
-            first = log.commit(entries)
-            acknowledged |= dict(enumerate(entries, first))
+            entries = [b"%d-%d" % (batch, i) for i in range(100)]
+            acknowledged |= dict(enumerate(entries, log.commit(entries)))
             try:
-                seen.append(_publish(log))
+                seen.append(logs.publish(log))
             except Unavailable:
                 failed += 1
-                log.recover()
+                if then == "recover":
+                    log.recover()
+                seen.append(logs.publish(log))
+            assert seen[-1].size == log.size == len(acknowledged)
         log.close()
-        assert _check(home, acknowledged, seen).size == 400
+        assert logs.recheck(home, acknowledged, seen).size == 400
         if faulty.calls < at:
             break
-    assert failed > 10
+    assert failed == at - 1 > 20
 
 
-@pytest.mark.parametrize("persisted", [False, True])
-@pytest.mark.parametrize("call", ["write", "sync"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_failing_segment_refuses_and_recovers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, persisted: bool
-) -> None:
-    """Full, read-only or broken: what is refused may be there or not, what was acknowledged is."""
-    log = _sequencer(folder)
-    assert log.commit(_entries("a", "b")) == 0
-    real = getattr(Segment, call)
+class _Memory:
+    """Objects and head that lie nowhere near the folder: what object storage and a database will be."""
 
-    def failing(*given: Any) -> Any:
-        if persisted:
-            real(*given)
-        raise OSError(code, os.strerror(code))
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.value: bytes | None = None
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Segment, call, staticmethod(failing))
-        with pytest.raises(Unavailable):
-            log.commit(_entries("c"))
-        with pytest.raises(Unavailable):
-            log.recover()
-    log.recover()
-    first = log.commit(_entries("d"))
-    assert first in (2, 3)
-    log.close()
-    _check(folder, {0: b"a", 1: b"b", first: b"d"}, [])
+    def read(self, name: str = "") -> Any:
+        if not name:
+            return self.value
+        if name not in self.files:
+            raise NotFound("no such object", where=name)
+        return self.files[name]
+
+    def write(self, name: str, data: bytes) -> None:
+        self.files[name] = data
+
+    def remove(self, name: str) -> None:
+        self.files = {key: data for key, data in self.files.items() if key != name and not key.startswith(f"{name}/")}
+
+    def swap(self, old: bytes | None, new: bytes) -> None:
+        if self.value != old:
+            raise Conflict("the head has moved")
+        self.value = new
 
 
-def test_a_torn_write_at_every_byte_loses_no_acknowledged_entry(folder: Path) -> None:
-    log = _sequencer(folder)
-    log.commit(_entries("one", "two"))
-    log.close()
-    (path,) = segments(folder / "log" / "wal")
-    whole = path.read_bytes()
-    last = frame(2, _entries("three", "four"))
-    for cut in range(len(last) + 1):
-        home = folder / f"cut{cut}"
-        shutil.copytree(folder / "log", home / "log")
-        (home / "log" / "wal" / path.name).write_bytes(whole + last[:cut])
-        again = _sequencer(home)
-        assert again.size == (4 if cut == len(last) else 2)
-        again.close()
-
-
-def test_a_flipped_bit_before_the_last_frame_is_damage_and_named(folder: Path) -> None:
-    log = _sequencer(folder)
-    log.commit(_entries("one"))
-    log.commit(_entries("two"))
-    log.close()
-    (path,) = segments(folder / "log" / "wal")
-    data = bytearray(path.read_bytes())
-    data[20] ^= 1
-    path.write_bytes(bytes(data))
-    with pytest.raises(IntegrityError, match=path.name):
-        _sequencer(folder)
-
-
-def _published(folder: Path, count: int = 700) -> None:
-    log = _sequencer(folder)
-    log.commit(_entries(*range(count)))
-    _publish(log)
-    log.close()
+def test_a_log_may_lie_elsewhere_behind_the_two_interfaces(folder: Path, logs: Any) -> None:
+    memory = _Memory()
+    for count in (100, 200, 300):
+        log = Sequencer(folder / "log", memory, logs.signer, objects=memory)
+        log.commit([b"%d" % i for i in range(count)])
+        assert logs.publish(log).size == log.size
+        log.close()
+    assert [path.name for path in (folder / "log").iterdir()] == ["wal"]
+    assert "tile/0/000" in memory.files
+    assert not [name for name in memory.files if name.startswith("tile/0/000.p/")], "partial tiles of a full one"
+    for name, data in memory.files.items():
+        LocalObjects(folder / "copy" / "log").write(name, data)
+    logs.derive(folder / "copy", {599: b"299"}, [])
 
 
 @pytest.mark.parametrize("name", ["tile/0/000", "tile/0/002.p/188", "tile/1/000.p/2", "tile/entries/002.p/188"])
 @pytest.mark.parametrize("how", ["missing", "short", "flipped"])
-def test_a_damaged_tile_is_named_at_start_or_by_the_verifier(folder: Path, name: str, how: str) -> None:
-    _published(folder)
+def test_a_damaged_tile_is_named_by_the_verifier_and_at_start(folder: Path, logs: Any, name: str, how: str) -> None:
+    """A writer needs the right edge alone, so it finds what is wrong there; the rest is the verifier's to find."""
+    logs.write(folder, *range(700))
     path = folder / "log" / name
     data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data[:-1] if how == "short" else data))
     if how == "missing":
         path.unlink()
-    elif how == "short":
-        path.write_bytes(bytes(data[:-1]))
-    else:
-        data[-1] ^= 1
-        path.write_bytes(bytes(data))
-    report = verify_folder(folder / "log", Policy.of(Signer(ORIGIN, KEY).verifier.vkey))
-    assert report.integrity.state != "ok"
-    assert name.split(".p")[0] in str(report.integrity.failures)
+    report = verify_folder(folder / "log", Policy.of(logs.vkey))
+    assert [one.split(": ")[0] for one in report.integrity.failures] == [name]
+    if name != "tile/0/000":
+        with pytest.raises(IntegrityError, match=f"{name.split('.')[0]}|the tiles do not lead to the head's root"):
+            logs.open(folder)
 
 
-def test_a_checkpoint_of_a_stranger_is_refused(folder: Path) -> None:
-    _published(folder)
+def test_a_checkpoint_of_a_stranger_is_refused(folder: Path, logs: Any) -> None:
+    logs.write(folder, *range(700))
     (folder / "log" / "checkpoint").write_bytes(b"other.example\n1\nAAAA\n\n\xe2\x80\x94 x y\n")
     with pytest.raises(IntegrityError, match="checkpoint"):
-        _sequencer(folder)
+        logs.open(folder)
 
 
-def test_a_second_writer_is_refused_with_the_first_one_s_process(folder: Path) -> None:
-    log = _sequencer(folder)
+def test_a_second_writer_is_refused_with_the_first_one_s_process(folder: Path, logs: Any) -> None:
+    log = logs.open(folder)
     with pytest.raises(Conflict, match=str(os.getpid())):
-        _sequencer(folder)
+        logs.open(folder)
     log.close()
-    _sequencer(folder).close()
+    logs.open(folder).close()
 
 
-def test_a_rolled_back_disk_is_noticed_by_a_head_elsewhere(folder: Path) -> None:
-    _published(folder, 10)
-    shutil.copytree(folder / "log", folder / "old")
-    _published_more(folder)
-    shutil.rmtree(folder / "log")
-    (folder / "old").rename(folder / "log")
+@contextmanager
+def _rolled_back(folder: Path, *names: str) -> Iterator[None]:
+    """What is done to the log meanwhile, a disk that holds `names` forgets."""
+    for name in names:
+        path = folder / name
+        shutil.copytree(path, folder / f"{name}.old") if path.is_dir() else shutil.copy(path, folder / f"{name}.old")
+    yield
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / f"{name}.old").rename(path)
+
+
+def test_a_rolled_back_disk_is_noticed_by_a_head_elsewhere(folder: Path, logs: Any) -> None:
+    logs.write(folder, *range(10))
+    with _rolled_back(folder, "log"):
+        logs.write(folder, "more")
     with pytest.raises(IntegrityError, match="rolled back"):
-        _sequencer(folder)
+        logs.open(folder)
 
 
-def test_a_rolled_back_head_is_noticed(folder: Path) -> None:
-    _published(folder, 10)
-    shutil.copy(folder / "head.db", folder / "old.db")
-    _published_more(folder)
-    (folder / "old.db").replace(folder / "head.db")
+def test_a_rolled_back_head_is_noticed(folder: Path, logs: Any) -> None:
+    logs.write(folder, *range(10))
+    with _rolled_back(folder, "head.db"):
+        logs.write(folder, "more")
     with pytest.raises(IntegrityError, match="head was"):
-        _sequencer(folder)
+        logs.open(folder)
 
 
-def test_a_fork_is_refused(folder: Path) -> None:
-    _published(folder, 10)
-    (folder / "other").mkdir()
-    other = Sequencer(folder / "other" / "log", SqliteHead(folder / "other" / "head.db"), Signer(ORIGIN, KEY))
-    other.commit(_entries(*(f"x{i}" for i in range(10))))
-    _publish(other)
-    other.close()
+def test_a_disk_rolled_back_with_its_head_is_noticed_by_the_second_folder(folder: Path, logs: Any) -> None:
+    second = LocalObjects(folder / "second")
+    logs.write(folder, *range(10), second=second)
+    with _rolled_back(folder, "log", "head.db"):
+        logs.write(folder, "more", second=second)
+    logs.open(folder).close()  # nobody who was rolled back with it can tell
+    with pytest.raises(IntegrityError, match=r"second folder holds a checkpoint of size 11.*rolled back"):
+        logs.open(folder, second=second)
+    logs.write(folder, "other", "history", second=None)
+    with pytest.raises(Conflict, match=r"second folder.*fork"):
+        logs.open(folder, second=second)
+
+
+@contextmanager
+def _witnessed(folder: Path, signer: Signer) -> Iterator[Policy]:
+    cosigner = Cosigner("w.example", Ed25519PrivateKey.from_private_bytes(b"\x03" * 32))
+    witness = Witness(folder / "witness.db", cosigner, [signer.verifier])
+    with serve(witness) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        log, url = f"log {signer.verifier.vkey}", f"http://127.0.0.1:{server.server_address[1]}"
+        yield Policy.parse(f"{log}\nwitness w {cosigner.verifier.vkey} {url}\nquorum w\n".encode())
+        server.shutdown()
+        thread.join()
+    witness.close()
+
+
+def test_a_disk_rolled_back_with_its_head_is_noticed_by_a_witness(folder: Path, logs: Any) -> None:
+    with _witnessed(folder, logs.signer) as policy:
+        head = logs.write(folder, *range(10), policy=policy)
+        assert policy.open((folder / "log/checkpoint").read_bytes()).checkpoint == head
+        with _rolled_back(folder, "log", "head.db"):
+            logs.write(folder, "more", policy=policy)
+        with pytest.raises(IntegrityError, match=r"witness w holds a checkpoint of size 11.*rolled back"):
+            logs.open(folder, policy=policy)
+        logs.write(folder, "other")
+        with pytest.raises(Conflict, match=r"witness w holds another history"):
+            logs.open(folder, policy=policy)
+        shutil.rmtree(folder / "log")
+        (folder / "head.db").unlink()
+        with pytest.raises(IntegrityError, match="rolled back"):
+            logs.open(folder, policy=policy)
+
+
+def test_a_crash_after_the_cosignature_is_no_rollback(folder: Path, logs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _witnessed(folder, logs.signer) as policy:
+        log = logs.open(folder, policy=policy)
+        log.commit([b"one"])
+        with monkeypatch.context() as patch, pytest.raises(Unavailable):
+            patch.setattr(log, "_swap", _unavailable)
+            logs.publish(log)
+        log.close()
+        again = logs.open(folder, policy=policy)
+        assert logs.publish(again).size == 1
+        again.close()
+
+
+def _unavailable(*_: object) -> None:
+    raise Unavailable("injected")
+
+
+def test_a_silent_witness_keeps_nobody_from_starting(folder: Path, logs: Any) -> None:
+    with _witnessed(folder, logs.signer) as policy:
+        logs.write(folder, "one", policy=policy)
+    log = logs.open(folder, policy=policy)
+    log.commit([b"two"])
+    with pytest.raises(PolicyUnmet, match="no answer"):
+        logs.publish(log)
+    log.close()
+
+
+def test_a_policy_for_another_key_is_refused_at_start(folder: Path, logs: Any) -> None:
+    other = Signer("test.example/log", Ed25519PrivateKey.from_private_bytes(b"\x08" * 32))
+    with pytest.raises(UsageError, match="does not name this log's key"):
+        logs.open(folder, policy=Policy.of(other.verifier.vkey))
+
+
+def test_a_fork_is_refused(folder: Path, logs: Any) -> None:
+    logs.write(folder, *range(10))
+    logs.write(folder / "other", *(f"x{i}" for i in range(10)))
     shutil.copy(folder / "other" / "head.db", folder / "head.db")
     with pytest.raises(Conflict, match="fork"):
-        _sequencer(folder)
+        logs.open(folder)
 
 
-def _published_more(folder: Path) -> None:
-    log = _sequencer(folder)
-    log.commit(_entries("more"))
-    _publish(log)
+def test_who_cannot_swap_the_head_publishes_nothing(folder: Path, logs: Any) -> None:
+    logs.write(folder, *range(10))
+    log = logs.open(folder)
+    log.commit([b"ours"])
+    shown = (folder / "log/checkpoint").read_bytes()
+    log.head.swap(log.head.read(), b"another writer's")
+    with pytest.raises(Conflict, match="moved the head"):
+        logs.publish(log)
+    assert (folder / "log/checkpoint").read_bytes() == shown
     log.close()
 
 
@@ -498,37 +294,73 @@ def test_the_head_swaps_only_from_what_it_holds(folder: Path) -> None:
     assert head.read() == b"two"
 
 
-def test_a_crash_between_head_and_checkpoint_is_mended_at_start(folder: Path) -> None:
-    _published(folder, 10)
+def test_of_many_who_swap_the_head_at_once_one_wins(folder: Path) -> None:
+    SqliteHead(folder / "h.db").swap(None, b"old")
+    won: list[int] = []
+
+    def swap(number: int) -> None:
+        try:
+            SqliteHead(folder / "h.db").swap(b"old", b"%d" % number)
+            won.append(number)
+        except Conflict:
+            pass
+
+    threads = [Thread(target=swap, args=(number,)) for number in range(8)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(won) == 1
+    assert SqliteHead(folder / "h.db").read() == b"%d" % won[0]
+
+
+def test_a_crash_between_head_and_checkpoint_is_mended_at_start(folder: Path, logs: Any) -> None:
+    logs.write(folder, *range(10))
     old = (folder / "log" / "checkpoint").read_bytes()
-    _published_more(folder)
+    logs.write(folder, "more")
     (folder / "log" / "checkpoint").write_bytes(old)
-    _sequencer(folder).close()
+    logs.open(folder).close()
     assert LogFolder(folder / "log").head().size == 11
 
 
-def test_each_checkpoint_is_copied_to_the_second_folder(folder: Path) -> None:
-    log = _sequencer(folder, second=LocalObjects(folder / "second"))
-    log.commit(_entries("a"))
-    _publish(log)
+def test_each_checkpoint_is_copied_to_the_second_folder(folder: Path, logs: Any) -> None:
+    logs.write(folder, "a", second=LocalObjects(folder / "second"))
+    copy = (folder / "second" / "checkpoint").read_bytes()
+    assert copy == (folder / "log" / "checkpoint").read_bytes()
+    open_note(copy, [logs.signer.verifier])
+
+
+def test_old_and_new_key_sign_together_and_then_the_new_one_alone(folder: Path, logs: Any) -> None:
+    logs.write(folder, "old")
+    new = Signer(logs.signer.name, Ed25519PrivateKey.from_private_bytes(b"\x08" * 32))
+    head = SqliteHead(folder / "head.db")
+    with pytest.raises(IntegrityError, match="not a checkpoint of this log's key"):
+        Sequencer(folder / "log", head, new)
+    log = Sequencer(folder / "log", head, new, also=[logs.signer])
+    assert log.succeeded == logs.signer.verifier
+    log.commit([b"both"])
+    logs.publish(log)
     log.close()
-    assert (folder / "second" / "checkpoint").read_bytes() == (folder / "log" / "checkpoint").read_bytes()
-    open_note((folder / "second" / "checkpoint").read_bytes(), [Signer(ORIGIN, KEY).verifier])
+    for vkey in (logs.vkey, new.verifier.vkey):
+        assert verify_folder(folder / "log", Policy.of(vkey)).integrity.state == "ok"
+    alone = Sequencer(folder / "log", head, new)
+    assert alone.succeeded is None
+    alone.commit([b"new"])
+    logs.publish(alone)
+    alone.close()
+    logs.derive(folder, {0: b"old", 1: b"both", 2: b"new"}, [], new.verifier.vkey)
 
 
-def test_times_never_fall_when_the_clock_jumps_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genward_audit.writer import Options, Writer
-
-    async def stamped() -> list[str]:
-        log = _sequencer(folder)
-        (folder / "run").mkdir()
-        writer = Writer(log, Options(folder / "log", folder / "run", folder / "key.pem", ORIGIN))
-        clock = iter([1000.0, 1001.0, 1001.0 - 3600, 1002.0])
-        monkeypatch.setattr("genward_audit.writer.time.time", lambda: next(clock))
-        found = [parse(writer._stamped(act_entry("test.clock")))["t"] for _ in range(4)]
+def test_a_long_backlog_is_kept_in_frames_that_can_be_read_again(folder: Path, logs: Any) -> None:
+    """Nothing could be published for long, the largest entries came, and it was killed twice."""
+    entries = [bytes([i % 251]) * 65_535 for i in range(1024)]
+    log = logs.open(folder)
+    log.commit(entries)
+    log.commit([b"%d" % i for i in range(1024)])
+    log.close()
+    for _ in range(2):
+        log = logs.open(folder)
+        assert log.size == 2048
+        assert len(segments(folder / "log" / "wal")) == 1
         log.close()
-        return found
-
-    times = asyncio.run(stamped())
-    assert times == sorted(times)
-    assert len(set(times)) == 4
+    logs.recheck(folder, dict(enumerate(entries)) | {2047: b"1023"}, [])
