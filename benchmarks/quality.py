@@ -62,9 +62,9 @@ def fitted(epochs):
     model = kind(Metadata.detect_from_dataframes(table), epochs=epochs, enable_gpu=False)
     began = time.process_time(); model.fit(table)
     return model, time.process_time() - began
-one, three = fitted(1)[1], fitted(3)[1]
-each = max((three - one) / 2, 1e-3)
-epochs = max(1, int((float(seconds) - (one - each)) / each))
+few, more = fitted(2)[1], fitted(12)[1]  # its own preparation of the table takes longer than some epochs
+each = max((more - few) / 10, more / 100)
+epochs = max(1, min(300, int((float(seconds) - (more - 12 * each)) / each)))  # 300 is its default
 model, spent = fitted(epochs)
 began = time.process_time(); made = model.sample(int(rows)); done = time.process_time() - began
 (made["t"] if isinstance(made, dict) else made).to_parquet(target)
