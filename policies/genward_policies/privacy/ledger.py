@@ -68,7 +68,7 @@ class Spending:
     dataset: str
     lineage: tuple[str, ...]
     event: Event
-    counted: Event = NOTHING  # what has been spent at most, written ahead
+    counted: Event = field(default_factory=lambda: NOTHING)  # what has been spent at most, written ahead
     state: str = "reserved"  # committed, forfeited
     about: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""
