@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from genward.data.codec import TableCodec
+    from genward.data.dataset import Dataset
     from genward.family import Family
     from genward.plugins import Plugins
 
@@ -38,6 +39,11 @@ class Recipe:
     policy: str = ""
     created: str = ""
     protected: bool = False  # trained under a policy that owns every look at the data
+
+    def split(self, dataset: Dataset) -> tuple[Any, Any]:
+        """(train, test) rows. Under protection each row goes by itself: were the cut drawn over all of them, one row
+        more would move many others across it, and noise that hides one row would not hide that."""
+        return (dataset.split_by_row if self.protected else dataset.split)(self.seed, self.held_out)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class Training:
     run: str  # the candidate's id
     dataset: str  # digest; spending is booked on it and on its lineage
     lineage: tuple[str, ...]  # digests of every data set it was made from
-    rows: int  # a public, rounded figure
+    rows: int  # of the records, a public and rounded figure
     estimated: Mapping[str, Sequence[str]]  # what the codec took from data, by column
     family: Family
     config: Any

@@ -80,7 +80,7 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
 
 def _cheaper(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Compressed:
     """What `compress` makes of a candidate; of a release without a parent, the trained network as it is."""
-    _, test = dataset.split(candidate.recipe.seed, candidate.recipe.held_out)
+    _, test = candidate.recipe.split(dataset)
     found = policies.compress(replace(candidate, test=test), progress) if plan.parent else None
     return found or Compressed(candidate.network(), candidate.config)
 
@@ -112,7 +112,7 @@ def _table(candidate: Candidate, dataset: Dataset, plan: Plan) -> Table:
 
     if plan.cells and candidate.recipe.protected:
         raise CheckFailed("shares of cells would be taken from protected rows", remedy="release without --cell")
-    train, _ = dataset.split(candidate.recipe.seed, candidate.recipe.held_out)
+    train, _ = candidate.recipe.split(dataset)
     cells = candidate.codec.cells(plan.cells, train) if plan.cells else ()
     return Table(plan.slots, 1, 1, tuple(cells))
 
@@ -128,7 +128,7 @@ def _with_samples(candidate: Candidate, dataset: Dataset, engine: Engine, plan: 
     """The candidate with its train, held-out and generated rows beside it."""
     import pyarrow as pa
 
-    train, test = dataset.split(candidate.recipe.seed, candidate.recipe.held_out)
+    train, test = candidate.recipe.split(dataset)
     n = min(plan.evaluate_rows, max(train.num_rows, 1000))
     progress.start("generate rows", n)
     parts = []

@@ -81,7 +81,7 @@ def _codec(data: Dataset, recipe: Recipe) -> TableCodec:
     """Fitted to the rows trained on; under protection made from the schema alone."""
     if recipe.protected:
         return TableCodec.declared(data.schema, recipe.conditions)
-    return TableCodec.fit(data.schema, data.split(recipe.seed, recipe.held_out)[0], recipe.conditions)
+    return TableCodec.fit(data.schema, recipe.split(data)[0], recipe.conditions)
 
 
 def resume(platform: Platform, name: str, progress: Progress) -> Candidate:
@@ -94,8 +94,9 @@ def resume(platform: Platform, name: str, progress: Progress) -> Candidate:
 
 def _run(platform: Platform, candidate: Candidate, data: Dataset, progress: Progress, resume: bool) -> Candidate:
     recipe = candidate.recipe
-    rows, _ = data.split(recipe.seed, recipe.held_out)
-    records = candidate.codec.encode(rows, np.random.default_rng([recipe.seed, _DITHER]))
+    rows, _ = recipe.split(data)
+    dither = np.random.default_rng(None if recipe.protected else [recipe.seed, _DITHER])  # one row must move no other's
+    records = candidate.codec.encode(rows, dither)
     options = TrainOptions(seed=recipe.seed, **recipe.options)
     spec, folder = candidate.codec.spec, candidate.folder
     protect = _protector(platform, candidate, data, resume) if recipe.protected else None
@@ -115,7 +116,7 @@ def _protector(platform: Platform, candidate: Candidate, data: Dataset, resumed:
         "run": candidate.id,
         "dataset": data.digest,
         "lineage": _lineage(platform, data.digest),
-        "rows": rounded(data.rows),
+        "rows": rounded(round(rounded(data.rows) * (1 - candidate.recipe.held_out))),
         "estimated": candidate.codec.estimated,
         "family": candidate.family,
         "config": candidate.config,
