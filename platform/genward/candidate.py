@@ -57,7 +57,10 @@ class Candidate:
     codec: TableCodec
     train: Any = None  # pyarrow tables, there while a release measures: rows trained on,
     test: Any = None  # rows held out,
-    synthetic: Any = None  # rows the exported graph made with a public key
+    synthetic: Any = None  # rows the exported graph made with a public key,
+    exported: Any = None  # that graph (genward.export.Exported), as it will be sealed,
+    table: Any = None  # the release's slots, cells and block (genward.table.Table),
+    parent: str = ""  # and the digest of the release that this one is a cheaper form of
 
     @property
     def id(self) -> str:

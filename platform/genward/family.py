@@ -208,7 +208,7 @@ class Graph:
 
 
 class Distillation(ABC):
-    """What a network that was cut learns from the one it was cut from. The teacher answers noise; nothing reads data."""
+    """What a network that was cut learns from its teacher, which answers noise. Nothing of it reads data."""
 
     noise: Sequence[NoiseSpec] = ()  # what examples are made of, a row each
 
@@ -261,16 +261,21 @@ class Family(ABC):
         """Configurations of ever fewer channels, least cut first, without the given one. None: nothing can be cut."""
         return ()
 
-    def quicker(self, config: Any) -> Sequence[Any]:
-        """Configurations of ever fewer sampler steps, most first, without the given one."""
+    def quicker(self, config: Any, distilled: bool) -> Sequence[Any]:
+        """Configurations of ever fewer sampler steps, most first, without the given one; for a network that will be
+        distilled, or for the one that was trained."""
         return ()
+
+    def can_be_cut(self, config: Any) -> bool:
+        """Whether there is a network that can be made cheaper."""
+        return bool(self.thinner(config) or self.quicker(config, True))
 
     def unrolled(self, config: Any) -> Any:
         """The same network with a sample graph without loops, so that each of its calls can be quantised."""
         return config
 
-    def cut(self, network: nn.Module, config: Any, smaller: Any) -> nn.Module:
-        """A network of the configuration `smaller` that keeps the channels which matter most; a new module."""
+    def cut(self, network: nn.Module, spec: Spec, smaller: Any) -> nn.Module:
+        """A new network of the configuration `smaller`, with those channels of a trained one that matter most."""
         raise TypeError(f"{self.name} cannot be cut")
 
     def distillation(self, teacher: nn.Module, config: Any, smaller: Any) -> Distillation:

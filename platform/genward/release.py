@@ -71,6 +71,7 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
     table = replace(table, block=choose_block(exported.data, exported.meta))
     engine = _engine(candidate, exported, table)
     measured = _with_samples(candidate, dataset, engine, plan, progress)
+    measured = replace(measured, exported=exported, table=table, parent=plan.parent)
     quality = _quality(measured, dataset, progress)
     evidence = [*parity, *cheaper.evidence, *quality, *policies.measure(measured)]
     require(policies, evidence)

@@ -34,13 +34,13 @@ def release(
     """Run the release pipeline; what fails leaves nothing that anybody can see.
 
     Under a policy that compresses, the trained network is released first and its cheaper form after it, with a link to
-    its parent; the alias goes to the latter, which is returned.
+    its parent; the alias goes to the latter, which is returned. A family with nothing to cut is released once.
     """
     _allow_alias(platform, alias)
     for tenant in grant:
         _known(platform, tenant)
     policies = platform.policies()
-    if not policies.compresses:
+    if not (policies.compresses and candidate.family.can_be_cut(candidate.config)):
         return _release(platform, candidate, plan, policies, alias, grant, actor, progress)
     parent = _release(platform, candidate, plan, policies, None, grant, actor, progress)
     cheaper = replace(plan, parent=parent.digest)

@@ -16,12 +16,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from genward.family import Family, FamilyConfig, Graph, NoiseSpec, Objective, Optimiser, Phase, Record, Spec
+from genward.family import (
+    Distillation,
+    Family,
+    FamilyConfig,
+    Graph,
+    NoiseSpec,
+    Objective,
+    Optimiser,
+    Phase,
+    Record,
+    Spec,
+)
+from genward_families.backbones import narrower
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from genward_families.diffusion.network import Denoiser
+
+STEPS = (100, 50, 25, 16, 12, 10, 8, 7, 6, 5, 4, 3, 2)  # how many calls a quicker sampler may take
 
 
 class DiffusionConfig(FamilyConfig):
@@ -31,6 +45,7 @@ class DiffusionConfig(FamilyConfig):
     blocks: int = Field(3, ge=1, le=32, description="residual blocks")
     steps: int = Field(20, ge=2, le=1000, description="network calls a sample takes")
     sampler: Literal["multistep", "ddim"] = Field("multistep", description="second order, or plain DDIM")
+    unrolled: bool = Field(False, description="no loop in the graph: every call a part of its own, to be quantised")
     lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
     draws: int = Field(1, ge=1, le=16, description="noise draws a record and step (noise multiplicity)")
 
@@ -71,9 +86,33 @@ class TableDiffusion(Family):
 
         denoiser: Any = network
         noise = [NoiseSpec("e", (_width(network),))]
-        steps = Sampler(denoiser, config.steps, config.sampler)
+        steps = Sampler(denoiser, config.steps, config.sampler, config.unrolled)
         one = Sampler(denoiser, 1, config.sampler)
         return {"sample": Graph(steps, noise=noise, gate="chain", step=one)}
+
+    def thinner(self, config: Any) -> Sequence[Any]:
+        return [config.model_copy(update={"hidden": hidden}) for hidden in narrower(config.hidden)]
+
+    def quicker(self, config: Any, distilled: bool) -> Sequence[Any]:
+        """Distilled, a step is plain DDIM: the network itself learns where the teacher's finer steps lead."""
+        sampler = "ddim" if distilled else config.sampler
+        fewer = [steps for steps in STEPS if steps < config.steps]
+        return [config.model_copy(update={"steps": steps, "sampler": sampler}) for steps in fewer]
+
+    def unrolled(self, config: Any) -> Any:
+        return config.model_copy(update={"unrolled": True})
+
+    def cut(self, network: nn.Module, spec: Spec, smaller: Any) -> nn.Module:
+        from genward_families.diffusion.recover import cut
+
+        trained: Any = network
+        return cut(trained, self.build(spec, smaller))
+
+    def distillation(self, teacher: nn.Module, config: Any, smaller: Any) -> Distillation:
+        from genward_families.diffusion.recover import Trajectories
+
+        trained: Any = teacher
+        return Trajectories(trained, config, smaller)
 
 
 def _width(network: nn.Module) -> int:

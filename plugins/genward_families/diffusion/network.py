@@ -36,6 +36,7 @@ class Denoiser(nn.Module):
         return ((v - (a * e - s * clean)) ** 2).mean(dim=1)
 
     def predict(self, noisy: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+        """v of noisy records (B, width) at times (B,), or (1,) for all."""
         angles = t[:, None] * self.frequencies
         context = self.time(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
         found: Tensor = self.tower(joined(noisy, c), nn.functional.silu(context))
@@ -50,15 +51,18 @@ class Denoiser(nn.Module):
 
 
 class Sampler(nn.Module):
-    """e (B, width) and the condition -> encoded rows (B, width), in `steps` network calls.
+    """e (B, width) and the condition -> encoded rows (B, width), in `steps` network calls, in one Loop of the graph or,
+    unrolled, one after the other.
 
     Calls are even in log(a / s) (arXiv:2211.01095, section 5): near-dependent columns need many at little noise. Each
     step is x <- A x + B ((1 + C) x0 - C x0 of the step before); C is 0 for DDIM.
     """
 
-    def __init__(self, denoiser: Denoiser, steps: int, method: Literal["multistep", "ddim"]) -> None:
+    def __init__(
+        self, denoiser: Denoiser, steps: int, method: Literal["multistep", "ddim"], unrolled: bool = False
+    ) -> None:
         super().__init__()
-        self.denoiser, self.steps = denoiser, steps
+        self.denoiser, self.steps, self.unrolled = denoiser, steps, unrolled
         table = _coefficients(steps, method)
         for name, column in zip(("times", "alphas", "sigmas", "keeps", "moves", "backs"), table.T, strict=True):
             self.register_buffer(name, column.contiguous(), persistent=False)
@@ -72,7 +76,7 @@ class Sampler(nn.Module):
 
     def forward(self, e: Tensor, c: Tensor | None = None) -> Tensor:
         start = torch.zeros((), dtype=torch.int64)
-        if torch.compiler.is_exporting() and self.steps > 1:
+        if torch.compiler.is_exporting() and self.steps > 1 and not self.unrolled:
             _, x, _ = self._looped(start, e, c)
         else:
             x, before = e, torch.zeros_like(e)
@@ -98,7 +102,7 @@ class Sampler(nn.Module):
         at = i.reshape(1)
         t, a, s = (self._pick(table, at) for table in (self.times, self.alphas, self.sigmas))
         keep, move, back = (self._pick(table, at) for table in (self.keeps, self.moves, self.backs))
-        clean = a * x - s * self.denoiser.predict(x, t.expand(x.shape[0]), c)
+        clean = a * x - s * self.denoiser.predict(x, t, c)  # one time for all rows: its part is computed once
         return keep * x + move * ((1 + back) * clean - back * before), clean
 
     @staticmethod

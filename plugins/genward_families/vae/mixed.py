@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from genward.family import Family, FamilyConfig, Graph, NoiseSpec, Objective, Optimiser, Phase, Record, Spec
+from genward.family import (
+    Distillation,
+    Family,
+    FamilyConfig,
+    Graph,
+    NoiseSpec,
+    Objective,
+    Optimiser,
+    Phase,
+    Record,
+    Spec,
+)
+from genward_families.backbones import narrower
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,3 +85,23 @@ class TableVAE(Family):
         if choices:
             noise.append(NoiseSpec("u", (choices,), "uniform"))
         return {"sample": Graph(Sampler(vae), noise=noise)}
+
+    def thinner(self, config: Any) -> Sequence[Any]:
+        """From half the width on, the decoder takes over what the couplings did: it is distilled from base to rows."""
+        half = config.hidden / 2
+        return [
+            config.model_copy(update={"hidden": hidden, "couplings": config.couplings if hidden > half else 0})
+            for hidden in narrower(config.hidden)
+        ]
+
+    def cut(self, network: nn.Module, spec: Spec, smaller: Any) -> nn.Module:
+        from genward_families.vae.recover import cut
+
+        trained: Any = network
+        return cut(trained, self.build(spec, smaller))
+
+    def distillation(self, teacher: nn.Module, config: Any, smaller: Any) -> Distillation:
+        from genward_families.vae.recover import Answers
+
+        trained: Any = teacher
+        return Answers(trained)
