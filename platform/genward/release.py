@@ -23,6 +23,7 @@ from genward.errors import CheckFailed
 
 if TYPE_CHECKING:
     from genward.candidate import Candidate
+    from genward.data.codec import TableCodec
     from genward.data.dataset import Dataset
     from genward.engine import Engine
     from genward.export import Exported
@@ -61,6 +62,7 @@ class Built:
 def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Built:
     """Run every stage before sealing; CheckFailed names the gate that refused."""
     from genward.engine import choose_block
+    from genward.evaluate.stage import judge
 
     table = _table(candidate, dataset, plan)  # a plan that makes no sense is refused before anything slow
     cheaper = _cheaper(candidate, dataset, policies, plan, progress)
@@ -72,7 +74,7 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
     engine = _engine(candidate, exported, table)
     measured = _with_samples(candidate, dataset, engine, plan, progress)
     measured = replace(measured, exported=exported, table=table, parent=plan.parent)
-    quality = _quality(measured, dataset, progress)
+    quality = judge(measured, progress)
     evidence = [*parity, *cheaper.evidence, *quality, *policies.measure(measured)]
     require(policies, evidence)
     files = policies.attach(measured, evidence)
@@ -126,28 +128,26 @@ def _engine(candidate: Candidate, exported: Exported, table: Table) -> Engine:
 
 
 def _with_samples(candidate: Candidate, dataset: Dataset, engine: Engine, plan: Plan, progress: Progress) -> Candidate:
-    """The candidate with its train, held-out and generated rows beside it."""
+    """The candidate with its train, held-out and generated rows beside it; how many protected rows there are does not
+    show in how many are generated."""
+    train, test = candidate.recipe.split(dataset)
+    known = plan.evaluate_rows if candidate.recipe.protected else train.num_rows
+    made = public_rows(candidate.codec, engine, min(plan.evaluate_rows, max(known, 1000)), progress)
+    return replace(candidate, train=train, test=test, synthetic=made)
+
+
+def public_rows(codec: TableCodec, engine: Engine, n: int, progress: Progress) -> Any:
+    """The first n rows under the engine's key, a pyarrow table."""
     import pyarrow as pa
 
-    train, test = candidate.recipe.split(dataset)
-    n = min(plan.evaluate_rows, max(train.num_rows, 1000))
     progress.start("generate rows", n)
     parts = []
     for start in range(0, n, 2048):
         rows = engine.candidates(np.arange(start, min(start + 2048, n), dtype=np.int64))
-        parts.append(candidate.codec.decode(rows.numbers, rows.codes))
+        parts.append(codec.decode(rows.numbers, rows.codes))
         progress.update(start)
     progress.finish(f"{n} rows")
-    return replace(candidate, train=train, test=test, synthetic=pa.Table.from_batches(parts))
-
-
-def _quality(candidate: Candidate, dataset: Dataset, progress: Progress) -> Sequence[Evidence]:
-    """Evidence on held-out rows; `marginals.png` in the candidate's folder shows synthetic beside real."""
-    from genward.evaluate import evaluate, plots
-
-    recipe = candidate.recipe
-    plots(candidate.synthetic, candidate.test, dataset.schema, candidate.folder / "marginals.png")
-    return evaluate(candidate.train, candidate.test, candidate.synthetic, dataset.schema, recipe.target, progress)
+    return pa.Table.from_batches(parts)
 
 
 # What goes into the bundle

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from genward.contracts import Finding
 from genward.data.readers import as_numbers
-from genward.data.schema import Schema, SumGroup
+from genward.data.schema import Order, Schema, SumGroup
 
 FEW_ROWS = 50
 
@@ -17,6 +17,7 @@ def check(schema: Schema, table: pa.Table) -> list[Finding]:
     """Findings, errors first."""
     found = _rows(table) + [f for name in schema.names for f in _constant(table, name)]
     found += [f for group in schema.sums for f in _sum(table, group)]
+    found += [f for rule in schema.rules for f in _order(table, rule)]
     return sorted(found, key=lambda finding: finding.level)
 
 
@@ -44,3 +45,14 @@ def _sum(table: pa.Table, group: SumGroup) -> list[Finding]:
     return [
         Finding("error", f"{int(off.sum())} rows do not add up to {group.total:g}, first row {row}", group.columns[0])
     ]
+
+
+def _order(table: pa.Table, rule: Order) -> list[Finding]:
+    below, above = (
+        as_numbers(table[n].combine_chunks()).to_numpy(zero_copy_only=False) for n in (rule.below, rule.above)
+    )
+    off = below > above  # never where one is missing
+    if not off.any():
+        return []
+    row, message = int(np.flatnonzero(off)[0]) + 1, f"{rule.below} is above {rule.above}"
+    return [Finding("error", f"{message} in {int(off.sum())} rows, first row {row}", rule.below)]

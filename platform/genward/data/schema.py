@@ -5,6 +5,8 @@ columns:
   - {name: phase, kind: categorical, categories: [bcc, fcc, hcp]}
 sums:
   - {columns: [fe, cr, ni], total: 100}
+rules:
+  - {below: yield_strength, above: tensile_strength}
 ignore: [id]
 """
 
@@ -127,11 +129,19 @@ class SumGroup(_Part):
     tolerance: float = Field(0.5, gt=0)
 
 
+class Order(_Part):
+    """A pair of number columns of which one is never above the other; where either is missing, nothing is said."""
+
+    below: str
+    above: str
+
+
 class Schema(_Part):
-    """The columns of a table in order, their sum groups, and columns of the file that are left out."""
+    """The columns of a table in order, the sums and orders that hold, and columns of the file that are left out."""
 
     columns: tuple[Column, ...] = Field(min_length=1)
     sums: tuple[SumGroup, ...] = ()
+    rules: tuple[Order, ...] = ()
     ignore: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -144,7 +154,18 @@ class Schema(_Part):
             for name in group.columns:
                 if name not in names or self.column(name).kind not in ("numeric", "integer"):
                     raise ValueError(f"sums: {name!r} is no numeric column")
+        for rule in self.rules:
+            self._require_ordered(rule)
         return self
+
+    def _require_ordered(self, rule: Order) -> None:
+        """Refuse a pair that has no order: not two number columns, or a time and a number."""
+        pair = (rule.below, rule.above)
+        kinds = [column.kind for name in pair for column in self.columns if column.name == name and column.is_number]
+        if len(kinds) < 2 or rule.below == rule.above:
+            raise ValueError(f"rules: {pair[0]!r} and {pair[1]!r} are not two number columns")
+        if kinds.count("datetime") == 1:
+            raise ValueError(f"rules: of {pair[0]!r} and {pair[1]!r} one is a time and one is none")
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "schema") -> Schema:
@@ -162,13 +183,19 @@ class Schema(_Part):
         lines += [f"  - {_flow(column.model_dump(exclude_defaults=True, mode='json'))}" for column in self.columns]
         if self.sums:
             lines += ["sums:", *(f"  - {_flow(group.model_dump(mode='json'))}" for group in self.sums)]
+        if self.rules:
+            lines += ["rules:", *(f"  - {_flow(rule.model_dump(mode='json'))}" for rule in self.rules)]
         if self.ignore:
             lines.append(f"ignore: {_flow(list(self.ignore))}")
         return "\n".join(lines) + "\n"
 
     @property
     def digest(self) -> str:
-        return f"sha256:{hashlib.sha256(canonical(self.model_dump(mode='json'))).hexdigest()}"
+        """SHA-256; keys that came later count where they are given, so that an older schema keeps its digest."""
+        plain = self.model_dump(mode="json")
+        if not self.rules:
+            del plain["rules"]
+        return f"sha256:{hashlib.sha256(canonical(plain)).hexdigest()}"
 
     @property
     def names(self) -> list[str]:
@@ -216,6 +243,6 @@ def _explain(error: Exception, where: str) -> DataError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] != "extra_forbidden":
         return DataError(f"{path}: {message}" if path else message, where=where)
-    known = [*Column.model_fields, *Schema.model_fields, *SumGroup.model_fields]
+    known = [*Column.model_fields, *Schema.model_fields, *SumGroup.model_fields, *Order.model_fields]
     near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
     return DataError(f"unknown key {path!r}", where=where, remedy=f"did you mean {near[0]!r}?" if near else "remove it")
