@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from genward.candidate import NETWORK
 from genward.contracts import Progress
 from genward.errors import DataError
-from genward.family import Family, Mechanism, Spec, Trained
+from genward.family import Family, Field, Mechanism, Spec, Trained
 
 if TYPE_CHECKING:
     from genward.train import Protector, TrainOptions
@@ -89,34 +89,66 @@ class Exact:
         return int(np.argmax(np.array(apart) - np.asarray(penalties)))
 
 
-def columns_of(spec: Spec, bins: int) -> list[tuple[int, int | None, int]]:
-    """(start, start of its choice, values) of each column. A number's choice is its {present, missing}, None when it
-    is never missing; a choice column's is itself."""
-    found: dict[str, tuple[int, int | None, int]] = {}
+@dataclass(frozen=True)
+class Place:
+    """Where a column of the spec lies, and how it is cut.
+
+    `cuts` are the interior bounds of a number's bins, as shares in (0, 1) of its law; `choice` is the start of its
+    {present, missing}, None when it is never missing. Of a choice column `choice` is its own start, `cuts` is empty.
+    """
+
+    column: str
+    start: int
+    choice: int | None
+    cuts: tuple[float, ...]
+    values: int  # how many there are, a gap included
+
+    @property
+    def is_choice(self) -> bool:
+        return self.start == self.choice
+
+
+def places(spec: Spec, bins: int) -> list[Place]:
+    """Each column of the spec, in order."""
+    found: dict[str, Place] = {}
     for field in spec.fields:
         if field.kind == "number":
-            found[field.column] = (field.start, None, bins)
+            inner = cuts(field, bins)
+            found[field.column] = Place(field.column, field.start, None, inner, len(inner) + 1)
         elif field.column in found:
-            start, _, values = found[field.column]
-            found[field.column] = (start, field.start, values + 1)
+            number = found[field.column]
+            found[field.column] = replace(number, choice=field.start, values=number.values + 1)
         else:
-            found[field.column] = (field.start, field.start, field.width)
+            found[field.column] = Place(field.column, field.start, field.start, (), field.width)
     return list(found.values())
 
 
+def cuts(field: Field, bins: int) -> tuple[float, ...]:
+    """Interior bounds of at most `bins` bins of a number: even in probability, moved to where it may be cut."""
+    even = np.arange(1, bins) / bins
+    if not field.cuts:
+        return tuple(even.tolist())
+    allowed = np.array(field.cuts)
+    if len(allowed) < bins:
+        return field.cuts
+    nearest = np.unique(np.abs(allowed[None, :] - even[:, None]).argmin(axis=1))
+    return tuple(allowed[nearest].tolist())
+
+
 def discretised(spec: Spec, x: NDArray[np.float32], bins: int) -> tuple[Codes, tuple[int, ...]]:
-    """(codes (N, columns), domain) of encoded records: numbers cut evenly in probability, a gap is the last value."""
-    columns = columns_of(spec, bins)
+    """(codes (N, columns), domain) of encoded records; see `Mechanism`."""
+    columns = places(spec, bins)
     codes = np.empty((len(x), len(columns)), dtype=np.int32)
-    for i, (start, choice, values) in enumerate(columns):
-        if start == choice:
-            codes[:, i] = x[:, start : start + values].argmax(axis=1)
+    for i, place in enumerate(columns):
+        if place.is_choice:
+            codes[:, i] = x[:, place.start : place.start + place.values].argmax(axis=1)
             continue
-        share = torch.special.ndtr(torch.from_numpy(x[:, start].astype(np.float64))).numpy()
-        codes[:, i] = np.clip(np.floor(share * bins), 0, bins - 1)
-        if choice is not None:
-            codes[:, i] = np.where(x[:, choice + 1] > x[:, choice], bins, codes[:, i])
-    return codes, tuple(values for _, _, values in columns)
+        share = torch.special.ndtr(torch.from_numpy(x[:, place.start].astype(np.float64))).numpy()
+        codes[:, i] = np.searchsorted(np.array(place.cuts), share, side="right")
+        if place.choice is not None:
+            missing = x[:, place.choice + 1] > x[:, place.choice]
+            codes[:, i] = np.where(missing, place.values - 1, codes[:, i])
+    return codes, tuple(place.values for place in columns)
 
 
 def counted(codes: Codes, domain: Sequence[int], fields: Sequence[int]) -> NDArray[np.float64]:

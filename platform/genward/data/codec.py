@@ -82,6 +82,7 @@ class TableCodec(Codec):
     quantiles: Mapping[str, Quantiles]
     conditions: tuple[str, ...] = ()
     shares: Mapping[str, tuple[float, ...]] = None  # type: ignore[assignment]
+    public: bool = False  # made by `declared`: nothing in it comes from data
 
     @classmethod
     def fit(cls, schema: Schema, table: pa.Table, conditions: Sequence[str] = ()) -> TableCodec:
@@ -109,7 +110,7 @@ class TableCodec(Codec):
         quantiles = {c.name: Quantiles.declared(c) for c in schema.columns if c.is_number}
         plain = cls(schema, quantiles, tuple(conditions), {})
         shares = {f.column: (1 / f.width,) * f.width for f in plain._given if f.kind == "choice"}
-        return cls(schema, quantiles, tuple(conditions), shares)
+        return cls(schema, quantiles, tuple(conditions), shares, public=True)
 
     # layout
 
@@ -127,14 +128,26 @@ class TableCodec(Codec):
 
     @cached_property
     def _generated(self) -> tuple[Field, ...]:
-        return _laid_out([c for c in self.schema.columns if c.name not in self.conditions])
+        return self._laid_out([c for c in self.schema.columns if c.name not in self.conditions])
 
     @cached_property
     def _given(self) -> tuple[Field, ...]:
-        return _laid_out([c for c in self.schema.columns if c.name in self.conditions])
+        return self._laid_out([c for c in self.schema.columns if c.name in self.conditions])
+
+    def _laid_out(self, columns: Sequence[Column]) -> tuple[Field, ...]:
+        fields: list[Field] = []
+        start = 0
+        for column in columns:
+            for kind, width in _parts(column):
+                cuts = self.quantiles[column.name].cuts if kind == "number" else ()
+                fields.append(Field(column.name, kind, start, width, cuts))  # type: ignore[arg-type]
+                start += width
+        return tuple(fields)
 
     @property
     def estimated(self) -> dict[str, list[str]]:
+        if self.public:
+            return {}
         found = {name: ["quantiles", *q.estimated] for name, q in self.quantiles.items()}
         return found | {name: ["shares"] for name in self.shares}
 
@@ -223,15 +236,14 @@ class TableCodec(Codec):
     # JSON
 
     def to_json(self) -> bytes:
-        return canonical(
-            {
-                "format": FORMAT,
-                "schema": self.schema.model_dump(mode="json"),
-                "quantiles": {name: q.to_json() for name, q in self.quantiles.items()},
-                "conditions": list(self.conditions),
-                "shares": {name: list(shares) for name, shares in self.shares.items()},
-            }
-        )
+        plain = {
+            "format": FORMAT,
+            "schema": self.schema.model_dump(mode="json"),
+            "quantiles": {name: q.to_json() for name, q in self.quantiles.items()},
+            "conditions": list(self.conditions),
+            "shares": {name: list(shares) for name, shares in self.shares.items()},
+        }
+        return canonical({**plain, "public": True} if self.public else plain)
 
     @classmethod
     def from_json(cls, data: bytes) -> TableCodec:
@@ -243,7 +255,7 @@ class TableCodec(Codec):
             schema = Schema.model_validate(given["schema"])
             quantiles = {str(name): Quantiles.from_json(q) for name, q in given["quantiles"].items()}
             shares = {str(name): tuple(float(s) for s in row) for name, row in given["shares"].items()}
-            codec = cls(schema, quantiles, tuple(given["conditions"]), shares)
+            codec = cls(schema, quantiles, tuple(given["conditions"]), shares, given.get("public") is True)
             codec._require_whole()
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, json.JSONDecodeError) as error:
             raise IntegrityError(f"the codec cannot be read: {error}", where="codec.json") from None
@@ -261,16 +273,6 @@ class TableCodec(Codec):
 
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-
-
-def _laid_out(columns: Sequence[Column]) -> tuple[Field, ...]:
-    fields: list[Field] = []
-    start = 0
-    for column in columns:
-        for kind, width in _parts(column):
-            fields.append(Field(column.name, kind, start, width))  # type: ignore[arg-type]
-            start += width
-    return tuple(fields)
 
 
 def _parts(column: Column) -> list[tuple[str, int]]:

@@ -7,8 +7,9 @@ are a staircase, so that no value between two of them is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
@@ -21,6 +22,8 @@ from genward.errors import DataError
 
 KNOTS = 1025
 _REACH = 4.0  # of a column whose law is declared
+_LINEAR = 0.01  # of a log scale's minimum: asinh is a logarithm, to 2.5e-5, from there on
+_NO_GRID = 1e-200  # a column without a step has one below this
 FEW = 128  # up to so many distinct values a column is a staircase
 Floats = NDArray[np.float64]
 _NORMAL = NormalDist()
@@ -30,13 +33,15 @@ _NORMAL = NormalDist()
 class Quantiles:
     """`table[i]` is the value, on the column's scale, at latent -reach + i * 2 reach / (knots - 1).
 
-    `scale` 0: values as they are; else asinh(value / scale). `stairs`: nearest knot, not interpolated.
+    `scale` 0: values as they are; else asinh(value / scale). `stairs`: nearest knot, not interpolated. `edges`: of a
+    column whose cuts were declared, their shares in (0, 1).
     """
 
     reach: float
     scale: float
     stairs: bool
     table: tuple[float, ...]
+    edges: tuple[float, ...] = ()
 
     @property
     def estimated(self) -> list[str]:
@@ -66,16 +71,34 @@ class Quantiles:
 
     @classmethod
     def declared(cls, column: Column) -> Quantiles:
-        """Even over the declared bounds; integers of few values are a staircase. DataError without bounds."""
-        low, high = column.bounds
-        if low is None or high is None or not low < high:
-            line = f"{{name: {column.name}, kind: {column.kind}, minimum: ..., maximum: ...}}"
-            where, remedy = f"column {column.name!r}", f"declare its bounds in the schema: {line}"
-            raise DataError("has no bounds, and none may be taken from protected rows", where=where, remedy=remedy)
-        values = np.arange(low, high + 0.5 * column.grid, column.grid) if (high - low) / column.grid < FEW else None
-        if values is not None:
-            return cls(_REACH, 0.0, True, tuple(_stairs(values, np.ones(len(values)), _REACH).tolist()))
-        return cls(_REACH, 0.0, False, tuple(_knots(np.array([low, high]), _REACH).tolist()))
+        """The law that a schema declares, from nothing else; DataError without bounds.
+
+        Even between the bounds, or in the logarithm, or as much between two edges as between any others; integers of
+        few values are a staircase. A grid's first and last value own as much as the rest; edges move between values.
+        """
+        low, high = _bounds(column)
+        few = (high - low) / column.grid < FEW
+        if few:
+            values = np.arange(low, high + 0.5 * column.grid, column.grid)
+            table = _stairs(values, _weights(values, _edges(column), column.scale), _REACH)
+            found = cls(_REACH, 0.0, True, tuple(table.tolist()))
+            return replace(found, edges=found._between(_edges(column)) if column.cuts else ())
+        scale = _LINEAR * low if column.scale == "log" else 0.0
+        out = _margin(column)
+        ends = _scaled(np.array([low - min(out, 0.5 * low if scale else out), *_edges(column), high + out]), scale)
+        shares = tuple((np.arange(1, len(ends) - 1) / (len(ends) - 1)).tolist())
+        return cls(_REACH, scale, False, tuple(_knots(ends, _REACH).tolist()), shares)
+
+    @cached_property
+    def cuts(self) -> tuple[float, ...]:
+        """Shares in (0, 1) where the column may be cut: its declared edges, or between any two stairs."""
+        return self.edges or (self._between() if self.stairs else ())
+
+    def _between(self, edges: Sequence[float] = ()) -> tuple[float, ...]:
+        """Shares at which one stair gives way to the next; with edges, of the steps across one only."""
+        piece = np.searchsorted(np.array(edges), self.knots, side="right") if edges else self.knots
+        at = np.flatnonzero(np.diff(piece) > 0)
+        return tuple(_NORMAL.cdf(float(z)) for z in (self.latents[at] + self.latents[at + 1]) / 2)
 
     def encode(self, values: Floats, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
         """Latents (n,) of values (n,); what several knots share gets its interval's middle, or a random place."""
@@ -146,7 +169,7 @@ class Quantiles:
             unit = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(values), self.scale))) + 1 - column.digits)
         else:
             unit = np.full(len(values), column.grid)
-            if column.grid < 1e-200:
+            if column.grid < _NO_GRID:
                 return
         off = np.abs(back - values) / unit
         worst = float(off.max())
@@ -159,18 +182,53 @@ class Quantiles:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return {"reach": self.reach, "scale": self.scale, "stairs": self.stairs, "table": list(self.table)}
+        plain = {"reach": self.reach, "scale": self.scale, "stairs": self.stairs, "table": list(self.table)}
+        return {**plain, "edges": list(self.edges)} if self.edges else plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Quantiles:
         """Raises ValueError, KeyError or TypeError when this is no transform."""
         table = tuple(float(value) for value in data["table"])
-        found = cls(float(data["reach"]), float(data["scale"]), bool(data["stairs"]), table)
+        edges = tuple(float(value) for value in data.get("edges", ()))
+        found = cls(float(data["reach"]), float(data["scale"]), bool(data["stairs"]), table, edges)
         if len(table) < 2 or not np.all(np.isfinite(found.knots)) or np.any(np.diff(found.knots) < 0):
             raise ValueError("a quantile table must be finite and must not fall")
         if not (0 < found.reach < 100 and 0 <= found.scale < np.inf):
             raise ValueError("reach and scale are out of range")
+        if not all(a < b for a, b in itertools.pairwise((0.0, *edges, 1.0))):
+            raise ValueError("edges must rise between 0 and 1")
         return found
+
+
+def _bounds(column: Column) -> tuple[float, float]:
+    low, high = column.bounds
+    if low is None or high is None or not low < high:
+        line = f"{{name: {column.name}, kind: {column.kind}, minimum: ..., maximum: ...}}"
+        where, remedy = f"column {column.name!r}", f"declare its bounds in the schema: {line}"
+        raise DataError("has no bounds, and none may be taken from protected rows", where=where, remedy=remedy)
+    return low, high
+
+
+def _weights(values: Floats, edges: Sequence[float], scale: str) -> Floats:
+    """How much of the law each of few values owns."""
+    if not edges:
+        return 1 / values if scale == "log" else np.ones(len(values))
+    piece = np.searchsorted(np.array(edges), values, side="right")
+    found: Floats = 1 / np.bincount(piece)[piece]
+    return found
+
+
+def _margin(column: Column) -> float:
+    """Half a step of the column's grid, by which its law reaches over its bounds."""
+    return 0.0 if column.digits or column.grid < _NO_GRID else 0.5 * column.grid
+
+
+def _edges(column: Column) -> tuple[float, ...]:
+    """The declared edges, each moved down between two values of the grid: one on a value would cut through it."""
+    if not (half := _margin(column)):
+        return column.cuts
+    moved = np.ceil(np.array(column.cuts) / column.grid - 1e-6) * column.grid - half
+    return tuple(np.unique(moved).tolist())
 
 
 def _coarser(column: Column, worst: float) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def stream_table(path: Path, schema: Schema) -> Iterator[pa.RecordBatch]:
     """Batches of a table in bounded memory.
 
     Raises DataError for the first thing wrong: no such column, a column the schema lacks, a value of the wrong type,
-    out of bounds, missing where it must not be, of no declared category; NotFound for a file that is not there.
+    out of bounds (unless the column says `outside: clip`), missing where it must not be, of no declared category;
+    NotFound for a file that is not there.
     """
     first = 0
     for batch in _raw(path, schema):
@@ -185,11 +187,12 @@ def _typed(batch: pa.RecordBatch, schema: Schema, where: str, first: int) -> pa.
 
 
 def _column(array: pa.Array, column: Column, where: str, first: int) -> pa.Array:
-    """One column in its type, every value checked."""
+    """One column in its type, every value checked, clipped where the schema says so."""
     found = _cast(array, column)
     if found is None:
         row = next(i for i in range(len(array)) if _cast(array.slice(i, 1), column) is None)
         raise _bad(f"is no {column.kind}", array, row, column, where, first)
+    found = _clipped(found, column) if column.outside == "clip" else found
     checks = [(_missing(found, column), "is missing, and the column is not nullable")]
     checks += [(_outside(found, column), "is out of bounds"), (_unknown(found, column), "is no declared category")]
     for bad, message in checks:
@@ -257,6 +260,23 @@ def _outside(array: pa.Array, column: Column) -> pa.Array | None:
     below = pc.less(numbers, pa.scalar((-float("inf") if low is None else low) - slack))
     above = pc.greater(numbers, pa.scalar((float("inf") if high is None else high) + slack))
     return pc.fill_null(pc.or_(below, above), False)
+
+
+def _clipped(array: pa.Array, column: Column) -> pa.Array:
+    """Values beyond a bound put on it; nothing else about a row enters, so that no row tells of another."""
+    low, high = column.bounds
+    for bound, whole, choose in ((low, math.ceil, pc.max_element_wise), (high, math.floor, pc.min_element_wise)):
+        if bound is not None:
+            end = _as_scalar(bound, whole, column)
+            array = pc.if_else(array.is_valid(), choose(array, end), array)
+    return array
+
+
+def _as_scalar(bound: float, whole: Callable[[float], int], column: Column) -> pa.Scalar:
+    if column.kind == "numeric":
+        return pa.scalar(bound, pa.float64())
+    scaled = whole(bound * 1e6) if column.kind == "datetime" else whole(bound)
+    return pa.scalar(scaled, pa.int64()).cast(arrow_type(column))
 
 
 def _unknown(array: pa.Array, column: Column) -> pa.Array | None:

@@ -8,12 +8,16 @@ sums:
 rules:
   - {below: yield_strength, above: tensile_strength}
 ignore: [id]
+
+How a number is cut and spread where nothing may be taken from rows, as under a privacy policy, is declared too: evenly
+between its bounds, evenly in its logarithm (`scale: log`), or by the cuts that people in its field use (`edges`).
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -32,6 +36,7 @@ Kind = Literal["numeric", "integer", "categorical", "boolean", "datetime"]
 NUMBERS = ("numeric", "integer", "datetime")
 LARGEST_STEPS = 1 << 22  # steps between the bounds that a float32 latent can tell apart, with room to spare
 MOST_DIGITS = 6  # a float32 has 7.2
+_LATER = {"scale": "linear", "edges": [], "outside": "refuse"}  # keys of a column that came later, and their defaults
 
 
 def _bound(value: Any) -> Any:
@@ -51,6 +56,9 @@ class Column(_Part):
 
     Digits count from the column's smallest per cent of sizes: a value closer to zero keeps that absolute grid, since
     a column that crosses zero has no relative precision there.
+
+    `scale` and `edges` (cuts between the bounds) say how a codec that takes nothing from rows spreads the column;
+    `outside: clip` lets a reader put a value beyond a bound on it, row by row, where it would refuse the file.
     """
 
     name: str = Field(min_length=1)
@@ -60,6 +68,9 @@ class Column(_Part):
     maximum: Bound = None
     step: float | None = Field(None, gt=0, allow_inf_nan=False)
     digits: int | None = Field(None, ge=1)
+    scale: Literal["linear", "log"] = "linear"
+    edges: tuple[Bound, ...] = ()
+    outside: Literal["refuse", "clip"] = "refuse"
     categories: tuple[str, ...] = ()
     nullable: bool = False
     description: str = ""
@@ -78,11 +89,29 @@ class Column(_Part):
             raise ValueError(f"{self.name}: only categorical columns have categories")
         if len(set(self.categories)) < len(self.categories):
             raise ValueError(f"{self.name}: a category stands twice")
-        if self.kind not in NUMBERS and (self.step or self.digits or self.minimum is not None):
-            raise ValueError(f"{self.name}: a {self.kind} column has no bounds, step or digits")
+        if self.kind not in NUMBERS and (self.step or self.digits or self.minimum is not None or self._spread):
+            raise ValueError(f"{self.name}: a {self.kind} column has no bounds, step, digits, scale or edges")
         if self.step and self.digits:
             raise ValueError(f"{self.name}: give step or digits, not both")
-        return self._fits()
+        return self._spreads()._fits()
+
+    @property
+    def _spread(self) -> bool:
+        return self.scale != "linear" or bool(self.edges) or self.outside != "refuse"
+
+    def _spreads(self) -> Self:
+        """Refuse a scale, edges or clipping that the bounds do not go with."""
+        low, high = self.bounds
+        if self.scale == "log" and (low is None or high is None or low <= 0):
+            raise ValueError(f"{self.name}: scale log needs a maximum, and a minimum above 0")
+        if self.scale == "log" and self.edges:
+            raise ValueError(f"{self.name}: give a scale or edges, not both")
+        if self.outside == "clip" and low is None and high is None:
+            raise ValueError(f"{self.name}: outside: clip needs a minimum or a maximum")
+        cuts = self.cuts
+        if cuts and (low is None or high is None or not all(a < b for a, b in itertools.pairwise((low, *cuts, high)))):
+            raise ValueError(f"{self.name}: edges rise, between minimum and maximum and without them")
+        return self
 
     def _fits(self) -> Self:
         """Refuse a precision that a float32 latent cannot hold."""
@@ -111,6 +140,11 @@ class Column(_Part):
     def bounds(self) -> tuple[float | None, float | None]:
         """Minimum and maximum as numbers, datetimes as seconds since the epoch."""
         return self._number(self.minimum), self._number(self.maximum)
+
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """The edges as numbers."""
+        return tuple(float(number) for edge in self.edges if (number := self._number(edge)) is not None)
 
     def _number(self, bound: float | str | None) -> float | None:
         if bound is None or isinstance(bound, float):
@@ -193,6 +227,7 @@ class Schema(_Part):
     def digest(self) -> str:
         """SHA-256; keys that came later count where they are given, so that an older schema keeps its digest."""
         plain = self.model_dump(mode="json")
+        plain["columns"] = [{k: v for k, v in c.items() if _LATER.get(k) != v} for c in plain["columns"]]
         if not self.rules:
             del plain["rules"]
         return f"sha256:{hashlib.sha256(canonical(plain)).hexdigest()}"
