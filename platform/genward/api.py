@@ -415,6 +415,7 @@ class Platform:
         row = self.registry.policy(digest)
         full = str(row["digest"])
         self._policy_set(full, str(row["text"]))  # a document that cannot be instantiated is not activated
+        self.registry.check_activation(full, rollback=rollback)  # nor does the log speak of one that is refused
         self.record(verb, actor, policy=full)
         self.registry.activate_policy(full, actor or _OPERATOR, rollback=rollback)
         return full

@@ -254,18 +254,19 @@ class Registry:
 
     def activate_policy(self, digest: str, actor: str, *, rollback: bool = False) -> None:
         """Make an approved version active and the active one superseded. A rollback needs one that was active."""
-        allowed = {"superseded"} if rollback else {"approved", "superseded"}
 
         def write(c: Connection) -> None:
-            row = c.execute(select(m.policies.c.stage).where(m.policies.c.digest == digest)).first()
-            if row is None or row[0] not in allowed | {"active"}:
-                stage = row[0] if row else "unknown"
-                raise Conflict(f"the version is {stage}", where=digest, remedy=f"it must be {' or '.join(allowed)}")
+            _activable(c, digest, rollback)
             c.execute(update(m.policies).where(m.policies.c.stage == "active").values(stage="superseded"))
             values = {"stage": "active", "activated_by": actor, "activated": time.time()}
             c.execute(update(m.policies).where(m.policies.c.digest == digest).values(**values))
 
         self._write(write)
+
+    def check_activation(self, digest: str, *, rollback: bool = False) -> None:
+        """Conflict when `activate_policy` would refuse."""
+        with self.store.begin() as c:
+            _activable(c, digest, rollback)
 
     def policies(self) -> list[dict[str, Any]]:
         with self.store.begin() as c:
@@ -356,6 +357,13 @@ def _point(c: Connection, name: str, alias: str, version: int) -> None:
     same = (m.aliases.c.name == name) & (m.aliases.c.alias == alias)
     c.execute(delete(m.aliases).where(same))
     c.execute(insert(m.aliases).values(name=name, alias=alias, version=version))
+
+
+def _activable(c: Connection, digest: str, rollback: bool) -> None:
+    allowed = ["superseded"] if rollback else ["approved", "superseded"]
+    stage = c.execute(select(m.policies.c.stage).where(m.policies.c.digest == digest)).scalar() or "unknown"
+    if stage not in (*allowed, "active"):
+        raise Conflict(f"the version is {stage}", where=digest, remedy=f"it must be {' or '.join(allowed)}")
 
 
 def _active(c: Connection) -> tuple[str, str] | None:

@@ -47,8 +47,7 @@ class State:
         if found < FORMAT:
             raise UsageError(f"has the older format {found}", where=str(folder), remedy="run `genward upgrade`")
         file = folder / configuration.FILE
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        return cls(folder.absolute(), configuration.load(text, where=str(file)))
+        return cls(folder.absolute(), configuration.load(_text(file), where=str(file)))
 
     @property
     def keys_dir(self) -> Path:
@@ -100,6 +99,13 @@ def upgrade(folder: Path) -> None:
     """Bring an older state folder to this format. Format 1 is the first, so there is nothing to do yet."""
     if _format(folder) > FORMAT:
         raise UsageError("made by a newer genward", where=str(folder), remedy="update genward")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+    except UnicodeDecodeError:
+        raise UsageError("not UTF-8 text", where=str(file), remedy="save it as UTF-8") from None
 
 
 def _format(folder: Path) -> int:

@@ -131,6 +131,32 @@ def test_an_interrupted_training_names_the_command_that_goes_on(state: Path) -> 
     assert "was stopped at step" in again.communicate(timeout=60)[1]
 
 
+def test_a_policy_takes_two_administrators_with_a_key_each(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    ann = json.loads(run("--state", state, "init", "--json").stdout)["administrator_key"]
+    roles = ("administrator", "consumer")
+    bob, eve = (
+        json.loads(run("--state", state, "key", "create", "default", "--role", role, "--json").stdout)["key"]
+        for role in roles
+    )
+    (tmp_path / "new.yaml").write_text(
+        run("--state", state, "policy", "show").stdout.replace("name: shipped", "name: new")
+    )
+    propose = ["--state", state, "policy", "propose", str(tmp_path / "new.yaml")]
+    assert "two administrators" in run(*propose, code=2).stderr
+    run(*propose, "--as", "ann", code=3)
+    run(*propose, "--as", eve, code=3)
+    digest = json.loads(run(*propose, "--as", ann, "--json").stdout)["digest"]
+    run("--state", state, "policy", "activate", digest, code=1)
+    approve = ["--state", state, "policy", "approve", digest]
+    run(*approve, code=2)
+    assert "who proposed" in run(*approve, "--as", ann, code=3).stderr
+    run(*approve, GENWARD_AS=bob)
+    run("--state", state, "policy", "activate", digest)
+    words = ["audit", "search", "--log", f"{state}/log", "--act", "policy.activate", "--json"]
+    assert run(*words).stdout.count("policy.activate") == 2  # the shipped one and this; the refused one is no act
+
+
 def test_doctor_speaks_and_is_content_with_a_fresh_state(state: Path, tmp_path: Path) -> None:
     assert "loaded   families" in run("--state", str(state), "doctor").stdout
     assert "PROBLEM" not in run("--state", str(tmp_path / "none"), "doctor").stdout

@@ -50,7 +50,7 @@ def genward(home: Path) -> Iterator[object]:
     def call(*words: str, ok: bool = True, text: bool = False) -> Any:
         python = str(home / "env" / "bin" / "python")
         done = _run(python, "-m", "genward.cli", "--json", *words, env=env, ok=ok)
-        return done.stderr if text else json.loads(done.stdout if ok else done.stderr.splitlines()[-1])
+        return done.stderr if text else json.loads(done.stdout)
 
     call("init", "--tenant", "acme", "--unsafe-single-operator")
     (home / "state" / "genward.yaml").write_text("plugins: [genward, genward-example]\nunsafe_single_operator: true\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genward.errors import GenwardError, UsageError
+from genward.errors import Denied, GenwardError, UsageError
 
 if TYPE_CHECKING:
     from genward.api import Platform
@@ -33,6 +33,7 @@ class Settings:
 settings = Settings()
 _opened: list[Platform] = []
 
+As = Annotated[str, typer.Option("--as", envvar="GENWARD_AS", help="API key of the administrator who acts.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -48,6 +49,21 @@ def open_platform() -> Platform:
 
     _opened.append(Platform.open(settings.state))
     return _opened[-1]
+
+
+def acting(platform: Platform, key: str, *, four_eyes: bool = False) -> str:
+    """Who acts: the prefix of an administrator's key, empty for the operator of this machine.
+
+    `four_eyes`: an act of which another's depends; without a key it is refused, unless one operator does everything.
+    """
+    if key:
+        principal = platform.registry.authenticate(key)
+        if "administrator" not in principal.roles:
+            raise Denied("this is no administrator's key", remedy="`genward key create TENANT --role administrator`")
+        return principal.key
+    if four_eyes and not platform.state.config.unsafe_single_operator:
+        raise UsageError("two administrators are needed, each with a key", remedy="pass yours with --as, or GENWARD_AS")
+    return ""
 
 
 def close() -> None:

@@ -79,17 +79,18 @@ def release(
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias to point at it, for example production.")] = None,
     grant: Annotated[list[str] | None, typer.Option(help="Tenant that may generate; * for all.")] = None,
-    actor: Annotated[str, typer.Option("--as", help="Who acts: a key prefix.")] = "",
+    actor: common.As = "",
 ) -> None:
     """Export, measure, gate, seal, sign and register a candidate as the next version of a model."""
-    released = common.open_platform().release(
+    platform = common.open_platform()
+    released = platform.release(
         candidate,
         name,
         slots=parse_slots(slots),
         cells=parse_cells(cell or []) or None,
         alias=alias,
         grant=grant or [],
-        actor=actor,
+        actor=common.acting(platform, actor),
         progress=for_terminal(),
     )
     common.show({"release": released.reference, "digest": released.digest, "audit_index": released.audit_index})

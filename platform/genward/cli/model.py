@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from genward.cli import common
+from genward.cli.common import As
 
 app = typer.Typer(help="Candidates and releases.", no_args_is_help=True)
 
 Reference = Annotated[str, typer.Argument(help="name, name:version or name@alias.")]
-As = Annotated[str, typer.Option("--as", help="Who acts: a key prefix.")]
 
 
 @app.command("list")
@@ -43,13 +43,16 @@ def alias(
     actor: As = "",
 ) -> None:
     """Point an alias at a release."""
-    common.show({"alias": common.open_platform().set_alias(reference, name, actor)})
+    platform = common.open_platform()
+    who = common.acting(platform, actor, four_eyes=name == "production")
+    common.show({"alias": platform.set_alias(reference, name, who)})
 
 
 @app.command("approve")
 def approve(reference: Reference, actor: As = "") -> None:
     """Approve a release for production; four eyes unless the configuration says UnsafeSingleOperator."""
-    common.show({"approved": common.open_platform().approve_release(reference, actor)})
+    platform = common.open_platform()
+    common.show({"approved": platform.approve_release(reference, common.acting(platform, actor, four_eyes=True))})
 
 
 @app.command("grant")
@@ -64,4 +67,5 @@ def grant(
 @app.command("retire")
 def retire(reference: Reference, actor: As = "") -> None:
     """Take a release out of service; its receipts still replay."""
-    common.show({"retired": common.open_platform().retire(reference, actor)})
+    platform = common.open_platform()
+    common.show({"retired": platform.retire(reference, common.acting(platform, actor))})

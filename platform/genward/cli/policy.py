@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from genward.cli import common
+from genward.cli.common import As
 from genward.errors import CheckFailed
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="Policy document, YAML.")]
 Digest = Annotated[str, typer.Argument(help="Digest of a policy version, or its first characters.")]
-As = Annotated[str, typer.Option("--as", help="Who acts: an administrator's key prefix.")]
 
 
 @app.command("lint")
@@ -39,25 +39,30 @@ def diff(
 @app.command("propose")
 def propose(file: File, actor: As = "") -> None:
     """Keep a valid document as a new version, to be approved by somebody else."""
-    common.show({"digest": common.open_platform().propose_policy(common.read_text(file), actor)})
+    platform = common.open_platform()
+    who = common.acting(platform, actor, four_eyes=True)
+    common.show({"digest": platform.propose_policy(common.read_text(file), who)})
 
 
 @app.command("approve")
 def approve(digest: Digest, actor: As = "") -> None:
     """Approve a version that another administrator proposed."""
-    common.show({"approved": common.open_platform().approve_policy(digest, actor)})
+    platform = common.open_platform()
+    common.show({"approved": platform.approve_policy(digest, common.acting(platform, actor, four_eyes=True))})
 
 
 @app.command("activate")
 def activate(digest: Digest, actor: As = "") -> None:
     """Make an approved version the active one; servers follow at their next request."""
-    common.show({"active": common.open_platform().activate_policy(digest, actor)})
+    platform = common.open_platform()
+    common.show({"active": platform.activate_policy(digest, common.acting(platform, actor))})
 
 
 @app.command("rollback")
 def rollback(digest: Digest, actor: As = "") -> None:
     """Make an older version active again."""
-    common.show({"active": common.open_platform().rollback_policy(digest, actor)})
+    platform = common.open_platform()
+    common.show({"active": platform.rollback_policy(digest, common.acting(platform, actor))})
 
 
 @app.command("list")
