@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, MetaData, Table, Text, delete, insert, select, update
 
-from genward.errors import Conflict
+from genward.errors import Conflict, Unavailable
 from genward.store import Store
 
 _LARGEST = 1 << 16  # positions of a cursor in one chunk
@@ -149,9 +149,18 @@ class Counters:
 
     def close(self) -> None:
         """Return what was not spent and close the store."""
-        with suppress(Conflict):  # somebody else holds the row: what is left counts as spent
+        with suppress(Conflict, Unavailable):  # what is left counts as spent
             self.release()
+            self._rewind()
         self.store.close()
+
+    def _rewind(self) -> None:
+        """Give back the positions of cursors that were not used, where nobody went on behind them."""
+        with self._lock, self.store.begin() as c:
+            for name, chunk in self._chunks.items():
+                ours = (_counters.c.name == name) & (_counters.c.value == chunk.used)
+                c.execute(update(_counters).where(ours).values(value=chunk.used - chunk.left))
+            self._chunks.clear()
 
 
 @dataclass

@@ -377,6 +377,22 @@ def test_a_refund_can_be_spent_again_and_a_release_gives_back(tmp_path: Path) ->
     two.close()
 
 
+def test_a_cursor_goes_on_where_a_process_left_it_unless_another_did(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'counters.db'}"
+    one = Counters(url)
+    assert one.advance("cursor/x", 10, 256) == 0
+    one.close()
+    two, three = Counters(url), Counters(url)
+    assert two.advance("cursor/x", 10, 256) == 10
+    assert three.advance("cursor/x", 10, 256) == 266
+    two.close()
+    assert three.advance("cursor/x", 10, 256) == 276
+    three.close()
+    four = Counters(url)
+    assert four.advance("cursor/x", 1, 256) == 286
+    four.close()
+
+
 def test_a_policy_that_denies_is_recorded_with_its_reason_and_tells_no_number(world: Any) -> None:
     world.activate(world.platform.policy_text().replace("per_request: 20000000", "per_request: 77"))
     with pytest.raises(Denied):
