@@ -388,8 +388,7 @@ class _Turn:
         self.network, self.objective = network, objective
         self.modules = [network.get_submodule(path) for path in objective.trains]
         self.parameters = list(_unique(self.modules))
-        o = self.objective.optimiser
-        self.optimiser = torch.optim.AdamW(self.parameters, o.lr, o.betas, weight_decay=o.weight_decay, fused=True)
+        self.optimiser = adamw(objective.optimiser, self.parameters)
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimiser.state_dict()
@@ -404,7 +403,7 @@ class _Turn:
             module.train()
         seen = record if self.objective.reads_data else {name: part for name, part in record.items() if name == "c"}
         for group in self.optimiser.param_groups:
-            group["lr"] = _rate(self.objective.optimiser, step, steps)
+            group["lr"] = learning_rate(self.objective.optimiser, step, steps)
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.objective.loss(self.network, seen, noise, step / steps).mean()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -413,7 +412,12 @@ class _Turn:
         return float(loss.detach())
 
 
-def _rate(optimiser: Optimiser, step: int, steps: int) -> float:
+def adamw(optimiser: Optimiser, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+    """The optimiser an objective asks for."""
+    return torch.optim.AdamW(parameters, optimiser.lr, optimiser.betas, weight_decay=optimiser.weight_decay, fused=True)
+
+
+def learning_rate(optimiser: Optimiser, step: int, steps: int) -> float:
     """Linear warm-up, then the schedule."""
     share = step / max(steps, 1)
     if share < optimiser.warmup:
