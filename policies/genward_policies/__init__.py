@@ -1,4 +1,4 @@
-"""The policies that ship: access, quota, quality. Each key of a policy document is one of them."""
+"""The policies that ship: access, quota, quality, privacy. Each key of a policy document is one of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from genward.policy import Policy
 @hookimpl
 def genward_policies() -> Sequence[type[Policy]]:
     from genward_policies.access import Access
+    from genward_policies.privacy.policy import Privacy
     from genward_policies.quality import Quality
     from genward_policies.quota import Quota
 
-    return [Access, Quota, Quality]
+    return [Access, Quota, Quality, Privacy]

@@ -56,6 +56,11 @@ def sampled(q: float, sigma: float, steps: int) -> Event:
     return {"type": "SelfComposedDpEvent", "count": steps, "event": one} if steps else NOTHING
 
 
+def repeated(event: Event, times: int) -> Event:
+    """The same event so many times."""
+    return event if times == 1 else {"type": "SelfComposedDpEvent", "count": times, "event": event}
+
+
 def together(events: Iterable[Event]) -> Event:
     """All of them, one after the other, each knowing what the ones before said."""
     listed = [event for event in events if event["type"] != "NoOpDpEvent"]

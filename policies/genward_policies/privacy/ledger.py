@@ -89,7 +89,7 @@ class Ledger:
     """
 
     def __init__(self, url: str, audit: Callable[[], AuditSink], name: Callable[[str], str]) -> None:
-        self._store, self._audit, self._name = Store(url), audit, name
+        self._store, self._audit, self.name = Store(url), audit, name
         with self._store.begin() as connection:
             self._lock(connection)
             _ledger.metadata.create_all(connection)
@@ -139,6 +139,10 @@ class Ledger:
         now = self.find(spending.id)
         self._act("forfeit", spending, now.counted)
         return replace(now, state="forfeited", event=now.counted)
+
+    def belongs_to_another(self, spending: Spending) -> bool:
+        """Whether another process that may still run holds a reservation."""
+        return spending.owner != _owner() and _alive(spending.owner)
 
     def know(self, dataset: str, hashes: Hashes) -> tuple[str, ...]:
         """Remember the rows of a data set (see `row_hashes`); returns the known data sets it shares rows with, which
@@ -207,7 +211,7 @@ class Ledger:
     def _tell(self, entries: Sequence[Mapping[str, Any]], dataset: str) -> None:
         sink = self._audit()
         for entry in entries:
-            name = self._name(str(entry.get("dataset") or dataset)) if entry.get("dataset") or dataset else None
+            name = self.name(str(entry.get("dataset") or dataset)) if entry.get("dataset") or dataset else None
             detail = {"seq": entry["seq"], "head": entry["hash"], "reservation": entry.get("reservation"), "data": name}
             kept = {key: value for key, value in detail.items() if value is not None}
             request = f"ledger/{entry['seq'] // _BUCKET}"
