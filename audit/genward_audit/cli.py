@@ -71,7 +71,7 @@ def _trust(policy: Path | None, vkeys: list[str] | None, folder: LogFolder | Non
     if folder is None or not own.is_file() or folder.path.resolve().parent != own.resolve().parent.parent:
         remedy = "give --policy FILE or --vkey; 'genward audit vkey' on the log's machine prints the key"
         raise UsageError("whom to trust is not said", remedy=remedy)
-    return Policy.of(_signers(folder, None)[0].verifier.vkey)
+    return Policy.of(*(one.verifier.vkey for one in _signers(folder, None)))
 
 
 def _word() -> bytes | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from genward_audit.entries import parse
-from genward_audit.errors import AuditError, Unavailable
+from genward_audit.entries import EVENTS, STATUSES, parse, parse_time
+from genward_audit.errors import AuditError, FormatError, Unavailable, UsageError
 from genward_audit.merkle import leaf_hash
 from genward_audit.progress import Progress, Silent
 from genward_audit.reader import LogFolder
@@ -21,6 +21,7 @@ from genward_audit.reader import LogFolder
 FORMAT = 1
 _COLUMNS = ("tenant", "model", "event", "status", "request", "act", "actor")
 _BATCH = 4096
+_EARLIEST = "2000-01-01T00:00:00.000000Z"  # completes a time that was only begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,14 @@ class Query:
     limit: int | None = None
     newest_first: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no entry can have: an answer of nothing would look like proof. Raises UsageError."""
+        for name, known in (("event", EVENTS), ("status", STATUSES)):
+            if getattr(self, name) not in ("", *known):
+                raise UsageError(f"{getattr(self, name)!r} is no {name}", remedy=f"one of {', '.join(known)}")
+        for name in ("since", "until"):
+            _check_time(name, getattr(self, name))
+
     def where(self) -> tuple[str, list[Any]]:
         """The SQL clause and its values."""
         pairs = [(f"{name} = ?", getattr(self, name)) for name in _COLUMNS if getattr(self, name)]
@@ -49,6 +58,13 @@ class Query:
             pairs.append(("t < ?", self.until))
         clause = " AND ".join(text for text, _ in pairs)
         return (f"WHERE {clause}" if clause else ""), [value for _, value in pairs]
+
+
+def _check_time(name: str, text: str) -> None:
+    try:
+        parse_time(text + _EARLIEST[len(text) :])
+    except FormatError:
+        raise UsageError(f"{name} {text!r} is no time", remedy="2026, 2026-11, 2026-11-22T10, ... in UTC") from None
 
 
 class Index:

@@ -114,17 +114,19 @@ def _is_torn(data: bytes, at: int) -> bool:
     end = at + _HEAD.size + length
     if end < len(data) and _one(data, end) is not None:
         return False
-    if end > len(data):
-        return not _fits_with_its_length(data, at)
-    return _has_empty_sector(data, at)
+    return not _has_bent_length(data, at) if end > len(data) else _has_empty_sector(data, at)
 
 
-def _fits_with_its_length(data: bytes, at: int) -> bool:
-    """Is this a whole frame but for its length, which a flipped bit made too large?"""
-    crc, first, _ = _HEAD.unpack_from(data, at)
-    length = len(data) - at - _HEAD.size
-    rest = _HEAD.pack(0, first, length)[4:] + data[at + _HEAD.size :]
-    return bool(zlib.crc32(rest) == crc)
+def _has_bent_length(data: bytes, at: int) -> bool:
+    """Is this a whole frame but for a flipped bit in its length, which lets it reach behind the end?"""
+    crc, first, length = _HEAD.unpack_from(data, at)
+    begin = at + _HEAD.size
+    for right in (length ^ (1 << bit) for bit in range(32)):
+        if begin + right <= len(data):
+            start = zlib.crc32(_HEAD.pack(0, first, right)[4:])
+            if zlib.crc32(memoryview(data)[begin : begin + right], start) == crc:
+                return True
+    return False
 
 
 def _has_empty_sector(data: bytes, at: int) -> bool:

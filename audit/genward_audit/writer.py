@@ -77,7 +77,6 @@ class Writer:
         self._producers: set[_Producer] = set()
         self._broken: AuditError | None = None
         self._late = False  # the clock is behind the log
-        self._jumped: tuple[float, float] | None = None  # (before, after) of a jump not yet told
         self._due, self._seen, self._last_time = 0.0, time.monotonic(), 0.0
         self._index: Index | None = None  # opened, used and closed by the publishing thread
         self.stopping = asyncio.Event()
@@ -160,24 +159,26 @@ class Writer:
                     return
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        ready, entries = [], []
-        for one in batch:
-            try:
-                entries.append(self._stamped(one.entry) if one.stamp else one.entry)
-                ready.append(one)
-            except AuditError as error:
-                one.producer.reply(p.pack_error(one.number, error))
-        if not ready:
-            return
+        waiting = batch
         try:
             await self._mend()
-            if self._jumped is not None:
-                await self._tell_clock()
-            first = await self._commit_now(entries)
+            await self._watch_clock()
+            ready = self._ready(batch)
+            waiting = [one for one, _ in ready]
+            if ready:
+                self._acknowledge(waiting, await self._commit_now([entry for _, entry in ready]))
         except AuditError as error:
-            self._fail(ready, error)
-            return
-        self._acknowledge(ready, first)
+            self._fail(waiting, error)
+
+    def _ready(self, batch: list[_Waiting]) -> list[tuple[_Waiting, bytes]]:
+        """What can be committed, with its time; the others hear why not."""
+        ready = []
+        for one in batch:
+            try:
+                ready.append((one, self._stamped(one.entry) if one.stamp else one.entry))
+            except AuditError as error:
+                one.producer.reply(p.pack_error(one.number, error))
+        return ready
 
     async def _commit_now(self, entries: list[bytes]) -> int:
         """In the disk's thread, while the loop gathers the next batch; a lone one is spared the way."""
@@ -211,23 +212,19 @@ class Writer:
         await self._in(self._disk, self.sequencer.recover)
         self._broken, self._due = None, 0.0
 
-    def _stamped(self, entry: bytes) -> bytes:
-        """The entry with its time; times never fall: where the clock jumped back they stand still until it has caught
-        up, and an entry says so."""
-        now = time.time()
-        late = now < self._last_time - JUMP_SECONDS
+    async def _watch_clock(self) -> None:
+        """Say in an entry when the clock was set back, once."""
+        before, now = self._last_time, time.time()
+        late = now < before - JUMP_SECONDS
         if late and not self._late:
-            self._jumped = (self._last_time, now)
+            await self._append(schema.clock_entry(before, now))
         self._late = late
-        self._last_time = max(now, self._last_time + 1e-6)
-        return _with_time(entry, schema.format_time(self._last_time))
 
-    async def _tell_clock(self) -> None:
-        """Ahead of the first entry that was stamped after the jump."""
-        if self._jumped is not None:
-            entry = schema.stamp(schema.clock_entry(*self._jumped), self._jumped[0])
-            await self._in(self._disk, self.sequencer.commit, [entry])
-            self._jumped = None
+    def _stamped(self, entry: bytes) -> bytes:
+        """The entry with its time. Times never fall: those of a clock that was set back stand still until it has caught
+        up."""
+        self._last_time = max(time.time(), self._last_time + 1e-6)
+        return _with_time(entry, schema.format_time(self._last_time))
 
     # publish
 

@@ -151,6 +151,15 @@ def test_search_finds_by_each_field(words: list[str], count: int, log: Path) -> 
     assert len(found) == count
 
 
+@pytest.mark.parametrize(
+    "words", [["--since", "yesterday"], ["--until", "2026-13"], ["--event", "gift"], ["--status", "fine"]]
+)
+def test_search_for_what_no_entry_can_have_is_refused(words: list[str], log: Path) -> None:
+    """An empty answer would look like proof that nothing happened."""
+    assert " is no " in _run("search", "--log", log, *words, code=2)
+    assert " is no " in _run("export", "--log", log, *words, code=2)
+
+
 def test_export_writes_jsonl_and_csv_of_the_same_entries(log: Path, tmp_path: Path) -> None:
     _run("export", tmp_path / "x.jsonl", "--log", log, "--tenant", "acme")
     _run("export", tmp_path / "x.csv", "--log", log, "--tenant", "acme")
