@@ -53,6 +53,10 @@ class Log:
     def vkey(self) -> str:
         return str(self._vkey)
 
+    def watch(self) -> None:
+        """Ask the writer for a sign of life and start it where there is none; Unavailable with the reason it gave."""
+        self._asked(self._client.start)
+
     async def detach(self) -> None:
         await self._client.detach()
 

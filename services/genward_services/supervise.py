@@ -10,12 +10,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from genward.api import Platform
+from genward.contracts import AuditSink
 from genward.errors import Unavailable, UsageError
 from genward.state import State
+from genward_services.compose import Log
 
 READY_SECONDS = 60.0
 _SERVICE = "genward_services.gateway:Gateway"
@@ -37,7 +40,7 @@ def run(state: Path, *, host: str | None, port: int | None, workers: int | None)
         _wait_ready(process, f"http://{address}:{free}")
         print(f"serving at http://{address}:{free}", flush=True)
         while process.poll() is None:
-            platform.audit.vkey()
+            _watch(platform.audit)
             time.sleep(0.5)
         raise Unavailable("the server ended by itself", remedy="its last words are above")
     except KeyboardInterrupt:
@@ -45,6 +48,13 @@ def run(state: Path, *, host: str | None, port: int | None, workers: int | None)
     finally:
         _stop(process)
         platform.close()
+
+
+def _watch(audit: AuditSink) -> None:
+    """Keep the log's writer alive. One that cannot start is no reason to end: requests get 503 until it can."""
+    if isinstance(audit, Log):
+        with suppress(Unavailable):
+            audit.watch()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

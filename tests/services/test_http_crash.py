@@ -148,3 +148,16 @@ def test_with_the_writer_killed_nothing_leaves_until_it_is_back(world: Any, proc
         hidden.rename(wal)
     assert run.is_dir()
     assert world.platform.run(pipeline.generate(ask)).body
+
+
+def test_serve_starts_a_killed_writer_again_unasked(make_world: Any, start_server: Any, processes_of: Any) -> None:
+    served = start_server(make_world())
+    before = _writers(served.world.folder, processes_of)
+    assert before
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + 30
+    while not set(_writers(served.world.folder, processes_of)) - set(before) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert set(_writers(served.world.folder, processes_of)) - set(before)
+    assert served.rows(5).status == 200
