@@ -335,17 +335,20 @@ class Platform:
 
     def set_alias(self, reference: str, alias: str, actor: str = "") -> str:
         """Point an alias at a release; to production only what somebody else approved."""
+        from genward.registry import check_name
+
         info = self.registry.resolve(reference)
+        check_name(alias, "alias")
         self._require_approval(info, alias, actor)
-        self.registry.set_alias(info.name, alias, info.version)
         self.record("release.alias", actor, model=f"{info.name}:{info.version}", alias=alias)
+        self.registry.set_alias(info.name, alias, info.version)
         return f"{info.name}@{alias}"
 
     def approve_release(self, reference: str, actor: str = "") -> str:
         """Approve a release for production."""
         info = self.registry.resolve(reference)
-        self.registry.approve(info.digest, actor or _OPERATOR)
         self.record("release.approve", actor, model=f"{info.name}:{info.version}@{info.digest}")
+        self.registry.approve(info.digest, actor or _OPERATOR)
         return f"{info.name}:{info.version}"
 
     def _require_approval(self, info: ReleaseInfo, alias: str, actor: str) -> None:
@@ -359,10 +362,11 @@ class Platform:
             )
 
     def grant(self, reference: str, tenant: str) -> list[str]:
-        """Let a tenant generate from a release."""
-        info = self.registry.grant(self.registry.resolve(reference), tenant)
+        """Let a tenant generate from a release; in the log before it holds."""
+        info = self.registry.resolve(reference)
+        self.registry.require_tenant(tenant)
         self.record("release.grant", tenant=tenant, model=f"{info.name}:{info.version}")
-        return list(info.tenants)
+        return list(self.registry.grant(info, tenant).tenants)
 
     def retire(self, reference: str, actor: str = "") -> str:
         """Take a release out of service."""

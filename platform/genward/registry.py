@@ -204,11 +204,15 @@ class Registry:
 
     def grant(self, info: ReleaseInfo, tenant: str) -> ReleaseInfo:
         """Let a tenant generate from a release; "*" for all."""
-        if tenant != "*" and tenant not in self.tenants():
-            raise NotFound(f"no tenant {tenant!r}", remedy="`genward tenant add` makes one")
+        self.require_tenant(tenant)
         tenants = tuple(sorted({*info.tenants, tenant}))
         self._release_values(info, tenants=json.dumps(tenants))
         return replace(info, tenants=tenants)
+
+    def require_tenant(self, name: str) -> None:
+        """NotFound unless there is such a tenant, or "*" stands for all."""
+        if name != "*" and name not in self.tenants():
+            raise NotFound(f"no tenant {name!r}", remedy="`genward tenant add` makes one")
 
     def retire(self, info: ReleaseInfo) -> None:
         self._release_values(info, stage="retired")

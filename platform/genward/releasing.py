@@ -38,7 +38,7 @@ def release(
     """
     _allow_alias(platform, alias)
     for tenant in grant:
-        _known(platform, tenant)
+        platform.registry.require_tenant(tenant)
     policies = platform.policies()
     if not (policies.compresses and candidate.family.can_be_cut(candidate.config)):
         return _release(platform, candidate, plan, policies, alias, grant, actor, progress)
@@ -92,10 +92,3 @@ def _allow_alias(platform: Platform, alias: str | None) -> None:
             "production needs another administrator's approval first",
             remedy="release without --alias, then `genward model approve` and `genward model alias`",
         )
-
-
-def _known(platform: Platform, tenant: str) -> None:
-    if tenant != "*" and tenant not in platform.registry.tenants():
-        from genward.errors import NotFound
-
-        raise NotFound(f"no tenant {tenant!r}", remedy="`genward tenant add` makes one")
