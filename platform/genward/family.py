@@ -211,6 +211,8 @@ class Distillation(ABC):
     """What a network that was cut learns from its teacher, which answers noise. Nothing of it reads data."""
 
     noise: Sequence[NoiseSpec] = ()  # what examples are made of, a row each
+    batch: int = 512  # rows a step
+    optimiser: Optimiser = Optimiser(lr=2e-3, warmup=0.02)
 
     @abstractmethod
     def examples(self, noise: Record, condition: Tensor | None) -> Record:

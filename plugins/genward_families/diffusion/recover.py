@@ -16,6 +16,8 @@ from genward.family import Distillation, NoiseSpec, Record
 from genward_families.backbones.cutting import context_weights, copy_linear, cut_tower, heaviest
 from genward_families.diffusion.network import Denoiser, Sampler
 
+_EVALUATIONS = 768  # of the network, a step
+
 
 def cut(trained: Denoiser, smaller: Any) -> Denoiser:
     """Fill a narrower denoiser."""
@@ -38,6 +40,7 @@ class Trajectories(Distillation):
     def __init__(self, teacher: Denoiser, config: Any, smaller: Any) -> None:
         self.noise = [NoiseSpec("e", (teacher.width,))]
         fine = 1 if smaller.sampler == config.sampler else max(1, round((config.steps - 1) / (smaller.steps - 1)))
+        self.batch = max(32, _EVALUATIONS // smaller.steps)
         self._every = fine
         self._teacher = Sampler(teacher, (smaller.steps - 1) * fine + 1, config.sampler)
         self._student = Sampler(teacher, smaller.steps, smaller.sampler)  # its table of coefficients only

@@ -61,7 +61,8 @@ class Answers(Distillation):
             part = slice(start, start + width)
             theirs, mine = (torch.log_softmax(side[:, part], dim=1) for side in (example["out"], out))
             total = total + (theirs.exp() * (theirs - mine)).sum(dim=1)
-        return total / student.width
+        found: Tensor = total / student.width
+        return found
 
 
 def _parts(vae: Any, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:

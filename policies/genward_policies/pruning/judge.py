@@ -1,0 +1,238 @@
+"""What pruning claims of a release, measured on the very bytes that will be sealed, with fresh noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genward.contracts import Evidence
+from genward.digest import digest_of
+from genward.engine import Engine
+from genward.respond import ARROW, encoder
+from genward_policies.pruning import cost, exact, front
+from genward_policies.pruning.config import PruningConfig, cuttable
+from genward_policies.pruning.quality import Loss, relative_loss, usefulness
+from genward_policies.pruning.quantise import widths
+
+if TYPE_CHECKING:
+    from genward.candidate import Candidate
+
+ROWS, STEP_ROWS = 20_000, 6_000  # generated to judge a release by, and each number of steps by
+LEARNT = 10_000  # rows a booster learns from
+Floats = NDArray[np.float32]
+
+
+class Judge:
+    """Measures one candidate; `plan` is what the search and the recovery left of a child."""
+
+    def __init__(self, candidate: Candidate, config: PruningConfig, plan: Mapping[str, Any] | None = None) -> None:
+        self.candidate, self.config, self.plan = candidate, config, plan or {}
+        self.seconds = cost.seconds_per_row(
+            candidate.exported.data, candidate.exported.meta, candidate.codec, config.target.batch
+        )
+
+    def uncut(self) -> list[Evidence]:
+        """Of a parent, or of a family with no network to cut."""
+        why = "this is the network as it was trained" if cuttable(self.candidate) else "there is no network to cut"
+        lost = Evidence("pruning.relative_quality_loss", None, f"not measured: {why}")
+        return [Evidence("pruning.form", 0.0, f"0: {why}"), self._price(None), self._endpoint(), self._exact(), lost]
+
+    def child(self, parent: bytes) -> list[Evidence]:
+        """Of a network that was made cheaper."""
+        meta = self.plan["parent_meta"]
+        before, after = (
+            cost.made(graph, about, self.candidate.codec, cost.key("judge"), ROWS)
+            for graph, about in ((parent, meta), (self.candidate.exported.data, self.candidate.exported.meta))
+        )
+        real = self._reference(parent, meta)
+        loss = relative_loss(real, before, after)
+        self._write_front(loss, before, real, len(parent))
+        return [
+            Evidence("pruning.form", 1.0, f"1: a cheaper form of {self.candidate.parent[:19]}: {self._recipe}"),
+            self._lost(loss, len(real)),
+            self._useful(real, before, after),
+            self._price(self.plan["probes"][0]["seconds"]),
+            self._endpoint(),
+            self._exact(),
+            self._widths(),
+            *self._effort(),
+        ]
+
+    @property
+    def _recipe(self) -> str:
+        return str(self.plan["chosen"]["recipe"])
+
+    # what rows are worth
+
+    def _reference(self, parent: bytes, meta: Mapping[str, Any]) -> Floats:
+        """Held-out rows. Under protection they are not looked at: the parent's own rows, of other noise, stand in, a
+        stricter judge, since it knows the parent's faults for right."""
+        codec, test = self.candidate.codec, self.candidate.test
+        if self.candidate.recipe.protected:
+            return cost.made(parent, meta, codec, cost.key("reference"), ROWS)
+        return cost.joined(codec, test)
+
+    def _lost(self, loss: Loss, rows: int) -> Evidence:
+        kind = "rows of the parent" if self.candidate.recipe.protected else "held-out rows"
+        method = (
+            f"Frechet distance to {rows} {kind} over encoded values and random features, {ROWS} rows of parent and "
+            "child from the same fresh noise, relative to the parent's distance; bootstrap interval"
+        )
+        told = {"parent_distance": loss.parent, "child_distance": loss.child}
+        return _evidence(
+            "pruning.relative_quality_loss", loss.value, method, ROWS, low=loss.low, high=loss.high, extra=told
+        )
+
+    def _useful(self, real: Floats, before: Floats, after: Floats) -> Evidence:
+        target = self.candidate.recipe.target
+        if target is None:
+            return Evidence("pruning.tstr_drop", None, "not measured: no target column was named")
+        own, number = _fields(self.candidate, target)
+        first, second = (usefulness(rows[:LEARNT], real, own, number) for rows in (before, after))
+        what = "R^2" if number else "accuracy"
+        method = f"{what} of gradient boosting for {target} (encoded) from {LEARNT} rows: the parent's less the child's"
+        return _evidence("pruning.tstr_drop", first - second, method, len(real), reference=first)
+
+    # what rows cost
+
+    def _price(self, parent: float | None) -> Evidence:
+        per_hour = self.config.price_per_vcpu_hour
+        method = (
+            f"least CPU seconds of one thread for noise and graph, {self.config.target.batch} rows at a time, "
+            f"at {per_hour:g} an hour"
+        )
+        told: dict[str, Any] = {"seconds_per_row": self.seconds, "bytes": len(self.candidate.exported.data)}
+        if parent is not None:
+            planned = self.plan["chosen"]["seconds"]
+            told |= {"planned_seconds": planned, "parent_seconds": parent, "cheaper": parent / self.seconds}
+        value = cost.price(self.seconds, per_hour)
+        before = None if parent is None else cost.price(parent, per_hour)
+        batch = self.config.target.batch
+        return _evidence("pruning.cost_per_million_rows", value, method, batch, reference=before, extra=told)
+
+    def _endpoint(self) -> Evidence:
+        """What a row will cost where it is served: noise, graph, digest and Arrow, in the release's own blocks."""
+        candidate, rows = self.candidate, self.config.target.batch
+        table = _open(candidate.table)
+        engine = Engine(
+            candidate.exported.data,
+            candidate.codec,
+            table,
+            candidate.exported.meta,
+            pool_key=cost.key("cost"),
+            cache_bytes=0,
+        )
+        slots = np.arange(rows, dtype=np.int64)
+
+        def page() -> None:
+            found = engine.rows(slots)
+            digest_of(found)
+            encoder(ARROW, candidate.codec, {}).whole(found)
+
+        seconds = cost.least(page) / rows
+        method = f"least CPU seconds of a page of {rows} rows that nobody computed before, as Arrow, at the same price"
+        value = cost.price(seconds, self.config.price_per_vcpu_hour)
+        told = {"seconds_per_row": seconds, "price_per_vcpu_hour": self.config.price_per_vcpu_hour}
+        return _evidence("pruning.endpoint_cost_per_million_rows", value, method, rows, extra=told)
+
+    # what is promised of bytes
+
+    def _exact(self) -> Evidence:
+        found = exact.replayed(self.candidate, cost.key("exact"))
+        method = f"pages of shuffled rows that a fresh process computed otherwise, of {found.pages}"
+        return Evidence("pruning.different_pages", float(found.different), method, found.rows)
+
+    def _widths(self) -> Evidence:
+        wanted, achieved = self.plan["chosen"]["widths"], widths(self.candidate.exported.data)
+        apart = abs(len(wanted) - len(achieved)) + sum(a != b for a, b in zip(wanted, achieved, strict=False))
+        method = "matrices of the graph whose shape is not that of the recipe"
+        return Evidence("pruning.wrong_widths", float(apart), method, len(achieved))
+
+    def _effort(self) -> list[Evidence]:
+        note = f" ({self.plan['note']})" if self.plan["note"] else ""
+        probes, trainings = len(self.plan["probes"]), self.plan["trainings"]
+        return [
+            Evidence("pruning.latency_probes", float(probes), f"measurements of untrained networks{note}", probes),
+            Evidence("pruning.trainings", float(trainings), "distillations, on noise alone", trainings),
+            Evidence("pruning.training_rows_read", 0.0, "cutting and recovery were handed no row that was trained on"),
+        ]
+
+    # the front
+
+    def _write_front(self, loss: Loss, before: Floats, real: Floats, size: int) -> None:
+        """Points for `attach`: the parent, what was probed, each number of steps without recovery, the release."""
+        first = self.plan["probes"][0]["seconds"]
+        points = [self._point("parent", "parent", first, size, Loss(0.0, 0.0, 0.0, loss.parent, loss.parent))]
+        for probe in self.plan["probes"][1:]:
+            points.append(self._point(probe["recipe"], "probe", probe["seconds"], probe["size"]))
+        points += self._steps(before, real, first, size)
+        released = len(self.candidate.exported.data)
+        points.append(self._point(self._recipe, "released", self.seconds, released, loss))
+        path = self.candidate.folder / front.JSON_FILE
+        path.write_text(json.dumps([asdict(point) for point in points]))
+
+    def _point(
+        self, name: str, kind: str, seconds: float, size: int, loss: Loss | None = None, estimated: bool = False
+    ) -> front.Point:
+        value, low, high = (None, None, None) if loss is None else (loss.value, loss.low, loss.high)
+        price = cost.price(seconds, self.config.price_per_vcpu_hour)
+        return front.Point(name, kind, seconds, price, size, value, low, high, estimated)
+
+    def _steps(self, before: Floats, real: Floats, seconds: float, size: int) -> list[front.Point]:
+        """The trained network with fewer steps, as it is; prices in proportion to what torch took."""
+        if "steps" not in self.config.allow:
+            return []
+        from genward_policies.pruning.torch_rows import made_by_torch
+
+        candidate, found = self.candidate, []
+        recipe = candidate.family.Config(**candidate.recipe.config)
+        network = type(candidate).network(_as_trained(candidate, recipe))
+        quicker = candidate.family.quicker(recipe, False)
+        if not quicker:
+            return []
+        _, whole = made_by_torch(candidate, network, recipe, STEP_ROWS)
+        for config in quicker:
+            rows, taken = made_by_torch(candidate, network, config, STEP_ROWS)
+            loss = relative_loss(real, before[:STEP_ROWS], rows)
+            steps = _difference(recipe, config)
+            found.append(self._point(f"{steps}, not recovered", "steps", seconds * taken / whole, size, loss, True))
+        return found
+
+
+def _as_trained(candidate: Candidate, config: Any) -> Candidate:
+    from dataclasses import replace
+
+    return replace(candidate, config=config)
+
+
+def _difference(old: Any, new: Any) -> str:
+    before, after = old.model_dump(), new.model_dump()
+    return ", ".join(f"{key} {after[key]}" for key in after if after[key] != before[key])
+
+
+def _open(table: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(table, slots=None, segments=())
+
+
+def _fields(candidate: Candidate, target: str) -> tuple[slice, bool]:
+    """Where a column's fields lie in generated and given values side by side, and whether it is a number."""
+    spec = candidate.codec.spec
+    placed = [*((f, f.start) for f in spec.fields), *((f, f.start + spec.width) for f in spec.given)]
+    mine = [(f, start) for f, start in placed if f.column == target]
+    first = min(start for _, start in mine)
+    return slice(first, max(start + f.width for f, start in mine)), mine[0][0].kind == "number"
+
+
+def _evidence(claim: str, value: float, method: str, n: int, **more: Any) -> Evidence:
+    """A claim; what is no number was not measured, and no gate takes it."""
+    if all(math.isfinite(x) for x in (value, *(more.get(k) or 0.0 for k in ("low", "high", "reference")))):
+        return Evidence(claim, value, method, n, **more)
+    return Evidence(claim, None, f"not measured: no finite number came out of: {method}", n)
