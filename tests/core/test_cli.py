@@ -186,6 +186,23 @@ def test_doctor_names_what_is_broken_and_fails(tmp_path: Path, harm: object, sai
     assert any(line.startswith("PROBLEM") and said in line for line in found.stdout.splitlines()), found.stdout
 
 
+def test_a_package_whose_commands_are_broken_is_named_and_stops_nobody(tmp_path: Path) -> None:
+    info = tmp_path / "site/acme_x-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-x\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[genward.commands]\nacme = acme_x_missing:app\n")
+    paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    said = run("--state", str(tmp_path / "none"), "model", "list", code=4, PYTHONPATH=paths).stderr
+    assert "'acme' of acme-x are broken: ModuleNotFoundError" in said
+    words = [sys.executable, "-m", "genward.cli", "--json", "--state", str(tmp_path / "none"), "doctor"]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert "acme-x" in problem
+    assert "Traceback" in problem
+    assert done.returncode == 1
+
+
 def _writer_ends(state: Path) -> None:
     """The log's writer outlives a lone command; the state is harmed as it would be found on another day."""
     for folder in Path("/proc").glob("[0-9]*"):

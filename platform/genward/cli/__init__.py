@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
+import traceback
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,8 @@ def _global(
 ) -> None:
     common.use_state(state)
     common.settings.json = json
+    for reason in common.broken:
+        print(f"genward: {reason} (`genward doctor` shows where)", file=sys.stderr)
 
 
 daily.add_to(root)
@@ -59,13 +62,22 @@ def command_line() -> typer.Typer:
         if point.name in _mounted:
             continue
         _mounted.add(point.name)
-        app = point.load()
-        commands = app.registered_commands
-        if len(commands) == 1 and commands[0].name == point.name:
-            root.registered_commands.append(commands[0])
-        else:
-            root.add_typer(app, name=point.name)
+        try:
+            _mount(point)
+        except Exception as error:  # a stranger's: nobody else's command waits for it to be mended
+            who = point.dist.name if point.dist else point.value
+            reason = f"the commands {point.name!r} of {who} are broken: {type(error).__name__}: {error}"
+            common.broken[reason] = traceback.format_exc()
     return root
+
+
+def _mount(point: EntryPoint) -> None:
+    app = point.load()
+    commands = app.registered_commands
+    if len(commands) == 1 and commands[0].name == point.name:
+        root.registered_commands.append(commands[0])
+    else:
+        root.add_typer(app, name=point.name)
 
 
 def main() -> None:

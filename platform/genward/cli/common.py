@@ -31,6 +31,7 @@ class Settings:
 
 
 settings = Settings()
+broken: dict[str, str] = {}  # commands of other packages that could not be mounted: why, with its traceback
 _opened: list[Platform] = []
 
 As = Annotated[str, typer.Option("--as", envvar="GENWARD_AS", help="API key of the administrator who acts.")]

@@ -159,6 +159,7 @@ def doctor() -> None:
     from genward.doctor import examine
 
     found = examine(common.settings.state)
+    found["problems"] += [f"{reason}\n{trace}".rstrip() for reason, trace in common.broken.items()]
     if common.settings.json:
         common.show(found)
     else:
