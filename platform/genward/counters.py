@@ -38,7 +38,7 @@ class Counters:
     """The shared store, and this process's chunks of it. Thread-safe."""
 
     def __init__(self, url: str) -> None:
-        self.store = Store(url, durable=False)  # a lost counter is rebuilt from the log; a lost chunk counts as spent
+        self.store = Store(url, durable=False)  # a power cut may lose the newest chunks: the log alone is durable
         with self.store.begin() as c:
             _metadata.create_all(c)
         self._lock = threading.Lock()
