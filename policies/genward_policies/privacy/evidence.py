@@ -104,7 +104,9 @@ def read(folder: Path, ledger: Ledger) -> dict[str, Any]:
         raise NotFound("the candidate was not trained under differential privacy", where=str(folder))
     found: dict[str, Any] = parse(path.read_bytes(), FILE, _LIMIT)
     try:
-        spending = ledger.find(found["reservation"])
+        spending = next((s for s in ledger.spendings() if s.id == found["reservation"]), None)
+        if spending is None:
+            raise IntegrityError("the ledger knows nothing of it", where=str(path), remedy="train anew")
         counts = spending.about["kind"] == "counts"
         stated = spending.event if counts else spending.about["claim"]
         same = spending.run == found["run"] and spending.state == "committed" and stated == found["events"]

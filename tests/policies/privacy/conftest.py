@@ -61,3 +61,14 @@ def open_ledger(log: MemoryLog) -> Iterator[Callable[[str], Ledger]]:
 @pytest.fixture
 def ledger(open_ledger: Callable[[str], Ledger], ledger_url: str) -> Ledger:
     return open_ledger(ledger_url)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short name, for the log's socket; what works on it is ended."""
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="gw", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
