@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genward_policies.privacy.ledger import Ledger
 
 AGREEMENT = 0.02  # between accountants
+_FEWEST = 100  # rows
 _STALE = "not trained under differential privacy"
 
 
@@ -47,8 +48,12 @@ class Privacy(Policy):
     def check_data(self, dataset: Dataset) -> Sequence[Finding]:
         """Bounds that are missing, a delta that is too large, a budget that is spent, rows that are known already."""
         found = [_unbounded(column) for column in dataset.schema.columns if column.is_number]
-        errors = [finding for finding in found if finding] + self._delta(dataset.rows)
+        errors = [finding for finding in found if finding] + self._few(dataset.rows) + self._delta(dataset.rows)
         return errors or [*self._spent(dataset), *self._known(dataset)]
+
+    def _few(self, rows: int) -> list[Finding]:
+        text = f"below {_FEWEST} rows their number could not be told rounded, and no noise leaves anything to learn"
+        return [Finding("error", text, "rows")] if rows < _FEWEST else []
 
     def _delta(self, rows: int) -> list[Finding]:
         limit = 1 / max(rounded(rows), 1)

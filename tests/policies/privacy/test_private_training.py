@@ -359,6 +359,12 @@ def test_a_delta_above_one_in_n_is_refused(platform: Platform) -> None:
     assert len(platform.candidates()) == 1
 
 
+def test_a_table_of_a_few_rows_is_refused(platform: Platform, base: Path, tmp_path: Path) -> None:
+    few = platform.add_dataset(_table(tmp_path / "few.csv", rows=99, seed=5), schema=base / "people.yaml")
+    with pytest.raises(CheckFailed, match="below 100 rows"):
+        platform.train(few.name, family="vae", steps=4)
+
+
 def test_a_schema_without_bounds_is_refused_with_the_line_to_add(platform: Platform, tmp_path: Path) -> None:
     (tmp_path / "open.yaml").write_text(SCHEMA.replace("minimum: 0, maximum: 5000, ", ""))
     platform.add_dataset(_table(tmp_path / "open.csv"), schema=tmp_path / "open.yaml")
