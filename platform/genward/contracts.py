@@ -133,6 +133,11 @@ class Evidence:
     reference: float | None = None  # the same figure, real data against real data
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def withheld(self) -> bool:
+        """Whether it was kept back because it reads protected rows."""
+        return self.value is None and self.method.startswith("withheld")
+
 
 @dataclass(frozen=True)
 class Compressed:

@@ -20,7 +20,7 @@ ABOUT = {
     "one half, the model remembers.",
     "exact_copies": "The share of synthetic rows that equal a training row in every column. Real rows repeat each "
     "other too: the reference.",
-    "rules_broken": "The share of synthetic rows that break a bound, a sum or an order that the schema states.",
+    "rules_violated": "The share of synthetic rows that break a bound, a sum or an order that the schema states.",
     "held_out_overlap": "The share of held-out rows that are training rows too. More than repeated rows explain would "
     "mean that the judges were bribed.",
 }

@@ -70,7 +70,7 @@ def broken(sides: Sides) -> list[Evidence]:
     """Share of synthetic rows that break a rule of the schema; how many break each is in `extra`."""
     made, test = violations(sides.made, sides.schema), violations(sides.test, sides.schema)
     if not made:
-        return [Evidence("rules_broken", None, "not measured: the schema states no rule", len(sides.made))]
+        return [Evidence("rules_violated", None, "not measured: the schema states no rule", len(sides.made))]
     worst = [int(np.logical_or.reduce(list(side.values())).sum()) for side in (made, test)]
     real = {rule: float(rows.mean()) for rule, rows in test.items()}
     found = rules_evidence(made, len(sides.made), worst[1] / len(sides.test), real)
@@ -90,7 +90,7 @@ def rules_evidence(
     method = f"share of synthetic rows that break one of the schema's {len(made)} rules; Wilson interval"
     by = {rule: {"value": float(rows.mean()), "reference": (real or {}).get(rule)} for rule, rows in made.items()}
     extra = {"by": {rule: told for rule, told in by.items() if told["value"] or told["reference"]}, "rows": hits}
-    return Evidence("rules_broken", hits / n, method, n, low, high, "", reference, extra)
+    return Evidence("rules_violated", hits / n, method, n, low, high, "", reference, extra)
 
 
 def violations(rows: Floats, schema: Schema) -> dict[str, Bools]:

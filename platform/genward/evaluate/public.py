@@ -24,27 +24,22 @@ from genward.evaluate.sides import Floats, features
 from genward.evaluate.stats import around
 
 MARGINALS = "public_marginals.json"
-WITHHELD = "withheld: it reads protected rows; the owner has it"
+WITHHELD = "withheld: it reads protected rows; the owner has it"  # as `Evidence.withheld` knows it
 _AGAIN = 400
 _SEED = 20_260_101
-
-
-def withheld(item: Evidence) -> bool:
-    """Whether a claim was kept back because it reads protected rows."""
-    return item.value is None and item.method.startswith("withheld")
 
 
 def public(synthetic: pa.Table, schema: Schema, folder: Path, claims: Sequence[str]) -> list[Evidence]:
     """Evidence for `claims` that reads no protected row; `folder` is the candidate's."""
     rows = features(synthetic, schema)
-    told = {"one_way": _one_way(rows, schema, folder / MARGINALS), "rules_broken": _broken(rows, schema)}
+    told = {"one_way": _one_way(rows, schema, folder / MARGINALS), "rules_violated": _broken(rows, schema)}
     return [told.get(claim) or Evidence(claim, None, WITHHELD) for claim in claims]
 
 
 def _broken(rows: Floats, schema: Schema) -> Evidence:
     found = violations(rows, schema)
     if not found:
-        return Evidence("rules_broken", None, "not measured: the schema states no rule", len(rows))
+        return Evidence("rules_violated", None, "not measured: the schema states no rule", len(rows))
     return rules_evidence(found, len(rows))
 
 

@@ -163,7 +163,7 @@ def _memory(report: Mapping[str, Any]) -> str:
 
 
 def _rules(report: Mapping[str, Any]) -> str:
-    told = next((claim for claim in report["claims"] if claim["claim"] == "rules_broken"), None)
+    told = next((claim for claim in report["claims"] if claim["claim"] == "rules_violated"), None)
     if told is None or told["value"] is None:
         return ""
     rows = "".join(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from genward.contracts import Evidence
 from genward.evaluate.claims import CLAIMS
-from genward.evaluate.public import withheld
 
 _WIDTH = 38
 Found = Mapping[str, Evidence]
@@ -92,7 +91,7 @@ def _copies(found: Found) -> list[str]:
 
 
 def _rules(found: Found) -> list[str]:
-    item = found.get("rules_broken")
+    item = found.get("rules_violated")
     return [] if item is None or item.value is None else _line("break a rule of the schema", _counted(item))
 
 
@@ -107,6 +106,6 @@ def _silent(items: Sequence[Evidence]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for item in items:
         if item.value is None:
-            reason = "withheld: they read protected rows" if withheld(item) else item.method
+            reason = "withheld: they read protected rows" if item.withheld else item.method
             reasons.setdefault(reason, []).append(item.claim)
     return [f"  {', '.join(claims)}: {reason}" for reason, claims in reasons.items()]
