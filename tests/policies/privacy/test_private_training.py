@@ -190,6 +190,31 @@ def test_a_subset_that_nobody_declared_is_charged_to_the_data_it_came_from(
         platform.train(half.name, family="vae", steps=STEPS)
 
 
+def test_the_ledger_comes_back_with_a_backup_and_not_without_its_log(
+    platform: Platform, tmp_path: Path, processes_of: Callable[[Path], list[int]]
+) -> None:
+    """Restored whole, it goes on; the database alone, brought back from before a spending, is found out."""
+    from genward.backup import backup, restore
+
+    before = _ledger(platform).spendings()
+    archive, folder = backup(platform.state, tmp_path / "a.tar", keys=True), Path(tempfile.mkdtemp(prefix="gw"))
+    restore(archive, folder / "s")
+    again = Platform.open(folder / "s")
+    assert _ledger(again).spendings() == before
+    again.close()
+    _kill(folder, processes_of)
+    old = (folder / "s" / "registry.db").read_bytes()
+    spending = _ledger(platform).reserve("r", before[0].dataset, (), a.gaussian(9.0), 10.0, 1e-5)
+    _ledger(platform).commit(spending, a.gaussian(9.0))
+    platform.close()
+    for path in platform.state.folder.glob("registry.db*"):
+        path.unlink()
+    (platform.state.folder / "registry.db").write_bytes(old)
+    with pytest.raises(IntegrityError, match="brought back"):
+        Platform.open(platform.state.folder).train("people", family="vae", steps=2)
+    shutil.rmtree(folder)
+
+
 # stopped and killed
 
 
