@@ -86,8 +86,8 @@ class Quantiles:
         scale = _LINEAR * low if column.scale == "log" else 0.0
         out = _margin(column)
         ends = _scaled(np.array([low - min(out, 0.5 * low if scale else out), *_edges(column), high + out]), scale)
-        shares = tuple((np.arange(1, len(ends) - 1) / (len(ends) - 1)).tolist())
-        return cls(_REACH, scale, False, tuple(_knots(ends, _REACH).tolist()), shares)
+        found = cls(_REACH, scale, False, tuple(_knots(ends, _REACH).tolist()))
+        return replace(found, edges=tuple(_NORMAL.cdf(z) for z in np.interp(ends[1:-1], *found._rising).tolist()))
 
     @cached_property
     def cuts(self) -> tuple[float, ...]:

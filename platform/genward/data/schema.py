@@ -227,7 +227,7 @@ class Schema(_Part):
     def digest(self) -> str:
         """SHA-256; keys that came later count where they are given, so that an older schema keeps its digest."""
         plain = self.model_dump(mode="json")
-        plain["columns"] = [{k: v for k, v in c.items() if _LATER.get(k) != v} for c in plain["columns"]]
+        plain["columns"] = [{k: v for k, v in c.items() if _LATER.get(k, ...) != v} for c in plain["columns"]]
         if not self.rules:
             del plain["rules"]
         return f"sha256:{hashlib.sha256(canonical(plain)).hexdigest()}"
