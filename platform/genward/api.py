@@ -317,16 +317,11 @@ class Platform:
         return card_markdown(self.card(reference))
 
     def evidence_text(self, reference: str) -> str:
-        """What was measured, a line each, beside real data against real data."""
+        """What was measured, for people, beside real rows in the place of the synthetic ones."""
         from genward.attest import read_evidence
+        from genward.evaluate.summary import everything
 
-        lines = []
-        for item in read_evidence(self._bundle(reference).files["evidence.json"]):
-            value = "not measured" if item.value is None else f"{item.value:.4g}"
-            span = "" if item.low is None or item.high is None else f" [{item.low:.4g}, {item.high:.4g}]"
-            real = "" if item.reference is None else f"  real against real {item.reference:.4g}"
-            lines.append(f"  {item.claim:<22}{value}{span}{real}")
-        return "\n".join(lines)
+        return everything(read_evidence(self._bundle(reference).files["evidence.json"]))
 
     def _bundle(self, reference: str) -> Any:
         from genward.bundle import Bundle

@@ -67,12 +67,12 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
     table = _table(candidate, dataset, plan)  # a plan that makes no sense is refused before anything slow
     cheaper = _cheaper(candidate, dataset, policies, plan, progress)
     candidate = replace(candidate, config=cheaper.config)
-    exported, parity = _export(candidate, cheaper.network, progress)
+    exported, parity = export_checked(candidate, cheaper.network, progress)
     if cheaper.quantise is not None:
         exported = replace(exported, data=cheaper.quantise(exported.data))
     table = replace(table, block=choose_block(exported.data, exported.meta))
-    engine = _engine(candidate, exported, table)
-    measured = _with_samples(candidate, dataset, engine, plan, progress)
+    engine = public_engine(candidate, exported, table)
+    measured = with_samples(candidate, dataset, engine, plan, progress)
     measured = replace(measured, exported=exported, table=table, parent=plan.parent)
     quality = judge(measured, progress)
     evidence = [*parity, *cheaper.evidence, *quality, *policies.measure(measured)]
@@ -98,7 +98,8 @@ def require(policies: PolicySet, evidence: Sequence[Evidence]) -> None:
         )
 
 
-def _export(candidate: Candidate, network: Any, progress: Progress) -> tuple[Exported, list[Evidence]]:
+def export_checked(candidate: Candidate, network: Any, progress: Progress) -> tuple[Exported, list[Evidence]]:
+    """The graph of a network, and evidence that it does what the network does."""
     from genward.export import export_graph, parity
 
     progress.start("export to ONNX", 2)
@@ -120,14 +121,15 @@ def _table(candidate: Candidate, dataset: Dataset, plan: Plan) -> Table:
     return Table(plan.slots, 1, 1, tuple(cells))
 
 
-def _engine(candidate: Candidate, exported: Exported, table: Table) -> Engine:
+def public_engine(candidate: Candidate, exported: Exported, table: Table) -> Engine:
+    """An engine without a pool, under the key that everybody knows."""
     from genward.engine import Engine
 
     open_table = replace(table, slots=None, segments=())
     return Engine(exported.data, candidate.codec, open_table, exported.meta, pool_key=PUBLIC_KEY)
 
 
-def _with_samples(candidate: Candidate, dataset: Dataset, engine: Engine, plan: Plan, progress: Progress) -> Candidate:
+def with_samples(candidate: Candidate, dataset: Dataset, engine: Engine, plan: Plan, progress: Progress) -> Candidate:
     """The candidate with its train, held-out and generated rows beside it; how many protected rows there are does not
     show in how many are generated."""
     train, test = candidate.recipe.split(dataset)

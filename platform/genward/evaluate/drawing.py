@@ -29,7 +29,7 @@ def document(sides: Sides, evidence: Sequence[Evidence], about: Mapping[str, Any
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "about": dict(about),
-        "claims": [_claim(told[claim]) for claim in CLAIMS if claim in told],
+        "claims": [claim(told[name]) for name in CLAIMS if name in told],
         "columns": _columns(sides, told.get("one_way")),
         "pairs": _pairs(sides),
         "correlations": _correlations(sides),
@@ -42,7 +42,8 @@ def to_json(report: Mapping[str, Any]) -> bytes:
     return canonical(report)
 
 
-def _claim(item: Evidence) -> dict[str, Any]:
+def claim(item: Evidence) -> dict[str, Any]:
+    """A claim as plain data."""
     names = ("claim", "value", "low", "high", "reference", "n", "unit", "method")
     return {**{name: getattr(item, name) for name in names}, "extra": dict(item.extra)}
 

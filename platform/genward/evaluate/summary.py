@@ -12,10 +12,25 @@ Found = Mapping[str, Evidence]
 
 
 def summary(evidence: Sequence[Evidence]) -> list[str]:
-    """Lines on quality; claims that nobody measured share one line a reason."""
+    """Lines on quality; claims without a figure share one line a reason."""
     found = {item.claim: item for item in evidence}
     lines = [line for told in (_c2st, _tstr, _apart, _support, _memory, _copies, _rules) for line in told(found)]
     return lines + _silent([found[claim] for claim in CLAIMS if claim in found])
+
+
+def everything(evidence: Sequence[Evidence]) -> str:
+    """Quality in words, then what other policies and stages measured, a line each."""
+    rest = [item for item in evidence if item.claim not in CLAIMS]
+    lines = [line for item in rest for line in _line(item.claim, _plain(item))]
+    return "\n".join([*summary(evidence), *lines])
+
+
+def _plain(item: Evidence) -> str:
+    if item.value is None:
+        return item.method if item.withheld or item.method.startswith("not measured") else "not measured"
+    span = "" if item.low is None or item.high is None else f" [{item.low:.4g}, {item.high:.4g}]"
+    real = "" if item.reference is None else f"; real rows {item.reference:.4g}"
+    return f"{item.value:.4g}{' ' + item.unit if item.unit else ''}{span}{real}"
 
 
 def figure(item: Evidence, percent: bool = False) -> str:
