@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from genward.contracts import Progress
 from genward.errors import DataError, Interrupted, NotFound, UsageError
-from genward.family import Family, Objective, Optimiser, Phase, Protected, Record, Spec, Trained, Turn
+from genward.family import Family, Objective, Phase, Protected, Record, Spec, Trained, Turn
+from genward.turns import OpenTurn
 
 Protector = Callable[..., Protected]  # called with the parts of a genward.family.Training that only the run knows
 STEPS = 20_000  # when neither steps nor a budget is given
@@ -131,7 +132,7 @@ class Run:
         self.fit, self.held = _split(records, seen, self.device)
         self.phase, self.step, self.steps = 0, 0, 0
         self.history: list[dict[str, float]] = []
-        self.turns: list[_Turn | Turn] = []
+        self.turns: list[OpenTurn | Turn] = []
         self.average: list[Tensor] = []
         self.best: tuple[float, list[Tensor]] | None = None
         self.stale = 0
@@ -165,10 +166,10 @@ class Run:
         self.average = [p.detach().clone() for p in self.network.parameters()]
         self.steps = self._count_steps(phase)
 
-    def _turns(self, phase: Phase) -> list[_Turn | Turn]:
+    def _turns(self, phase: Phase) -> list[OpenTurn | Turn]:
         owner = self.protected
         return [
-            _Turn(self.network, o) if owner is None or not o.reads_data else owner.turn(self.phase, i)
+            OpenTurn(self.network, o) if owner is None or not o.reads_data else owner.turn(self.phase, i)
             for i, o in enumerate(phase.objectives)
         ]
 
@@ -199,7 +200,7 @@ class Run:
         first = 0.0
         for index, turn in enumerate(self.turns):
             for repeat in range(self.phases[self.phase].objectives[index].repeats):
-                if isinstance(turn, _Turn):
+                if isinstance(turn, OpenTurn):
                     loss = self._open_turn(turn, (self.phase, step, index, repeat), step, steps)
                     first = loss if index == 0 else first
                 else:
@@ -207,7 +208,7 @@ class Run:
         self._average(step)
         return first
 
-    def _open_turn(self, turn: _Turn, key: tuple[int, ...], step: int, steps: int) -> float:
+    def _open_turn(self, turn: OpenTurn, key: tuple[int, ...], step: int, steps: int) -> float:
         noise = self._noise(turn.objective, self.options.batch, *key)
         loss = turn.take(self._batch(*key), noise, step, steps, self.options.clip)
         if not math.isfinite(loss):
@@ -381,53 +382,6 @@ class Run:
         return Trained(self.network, history)
 
 
-class _Turn:
-    """An objective and its optimiser."""
-
-    def __init__(self, network: nn.Module, objective: Objective) -> None:
-        self.network, self.objective = network, objective
-        self.modules = [network.get_submodule(path) for path in objective.trains]
-        self.parameters = list(_unique(self.modules))
-        self.optimiser = adamw(objective.optimiser, self.parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.optimiser.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state)
-
-    def take(self, record: Record, noise: Record, step: int, steps: int, clip: float) -> float:
-        """One optimiser step; returns the mean loss."""
-        self.network.eval()
-        for module in self.modules:
-            module.train()
-        seen = record if self.objective.reads_data else {name: part for name, part in record.items() if name == "c"}
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.objective.optimiser, step, steps)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = self.objective.loss(self.network, seen, noise, step / steps).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, clip)
-        self.optimiser.step()
-        return float(loss.detach())
-
-
-def adamw(optimiser: Optimiser, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
-    """The optimiser an objective asks for."""
-    return torch.optim.AdamW(parameters, optimiser.lr, optimiser.betas, weight_decay=optimiser.weight_decay, fused=True)
-
-
-def learning_rate(optimiser: Optimiser, step: int, steps: int) -> float:
-    """Linear warm-up, then the schedule."""
-    share = step / max(steps, 1)
-    if share < optimiser.warmup:
-        return optimiser.lr * (share / optimiser.warmup + 1e-3)
-    if optimiser.schedule == "constant":
-        return optimiser.lr
-    left = (share - optimiser.warmup) / max(1e-9, 1 - optimiser.warmup)
-    return optimiser.lr * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * left)))
-
-
 def load_network(family: Family, config: Any, spec: Spec, folder: Path) -> nn.Module:
     """The trained network of a candidate's folder; NotFound when training has not finished."""
     from safetensors.torch import load_file
@@ -489,15 +443,6 @@ def _device(wanted: str) -> torch.device:
         return torch.device(wanted)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def _unique(modules: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
-    seen: set[int] = set()
-    for module in modules:
-        for parameter in module.parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter
 
 
 def _put(network: nn.Module, values: Sequence[Tensor]) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from genward.errors import CheckFailed, DataError, IntegrityError, UsageError
 from genward.family import Objective, Record
-from genward.train import adamw, learning_rate
+from genward.turns import adamw, learning_rate
 from genward_policies.privacy.canary import Canaries
 from genward_policies.privacy.conformance import drawn, like, refuse_objective
 from genward_policies.privacy.engine import Engine, Name, choose, picked, set_modes, trained
@@ -121,7 +121,8 @@ class PrivateTurn:
         self._parameters = list(trained(network, objective).values())
         self._optimiser = adamw(objective.optimiser, self._parameters)
         self._engine = self._choose(engine, trial)
-        self._canaries = Canaries(constants.canaries, self._engine.name, randomness, self._device, constants.clip)
+        c = constants
+        self._canaries = Canaries(c.canaries, c.sigma, c.clip, c.q, self._engine.name, randomness, self._device)
         self._taken = 0
         self._measured: list[float] = []
 
@@ -202,7 +203,7 @@ class PrivateTurn:
             found = self._engine.clipped(picked(self._records, ours), noise, progress, clip)
         else:
             found = torch.zeros(sum(p.numel() for p in self._parameters), device=self._device)
-        return torch.cat([found, self._canaries.clipped(index[index >= rows] - rows, clip)]).double()
+        return torch.cat([found, self._canaries.clipped(index[index >= rows] - rows)]).double()
 
     def _noised(self, clean: Tensor) -> Tensor:
         """What the optimiser gets: noise added in float64, divided by the expected batch, cast to float32."""
