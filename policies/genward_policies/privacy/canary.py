@@ -2,7 +2,8 @@
 
 A canary is a record whose loss is L theta_j, theta_j a parameter of its own: its clipped gradient is C in one place.
 Half of them, by fair coins, are among the records; sampler, clipping and noise are the run's own. A canary's score is
-the sum of what the optimiser got for theta_j. Who can tell from scores which were there bounds epsilon from below.
+the likelihood ratio of "in" to "out" of what the optimiser got for theta_j, step by step; were sigma, C or q not what
+they are claimed to be, it would still be a score. Who can tell from scores which were in bounds epsilon from below.
 
 An audit refutes, it never proves: it sees sampler, clipping, noise and step count, not the module (the conformance test
 does) and not whether batches are drawn independently (they are by construction).
@@ -30,7 +31,7 @@ from genward_policies.privacy.randomness import Randomness
 _LOUD = 1e3  # gradient norm of a canary, over C: clipping is what tames it
 _SHARES = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.8)  # of canaries that are guessed; each pays for its look
 _MOST = 200.0  # epsilon beyond which nobody asks
-_FEWEST = 20
+_FEWEST = 2
 
 
 class _Scalars(nn.Module):
@@ -57,8 +58,18 @@ class _Dirac(Objective):
 class Canaries:
     """`count` canaries; those that the coins put in are `among` the records of a run."""
 
-    def __init__(self, count: int, engine: Name, randomness: Randomness, device: torch.device, clip: float) -> None:
-        self._count, self._device = count, device
+    def __init__(
+        self,
+        count: int,
+        sigma: float,
+        clip: float,
+        q: float,
+        engine: Name,
+        randomness: Randomness,
+        device: torch.device,
+    ) -> None:
+        self._count, self._sigma, self._clip, self._device = count, sigma, clip, device
+        self._odds = (math.log1p(-q) if q < 1 else -math.inf, math.log(q))  # of being left out, of being in a batch
         self.inserted: NDArray[np.bool_] = randomness.coins(count)
         self.scores: NDArray[np.float64] = np.zeros(count)
         if count:
@@ -73,16 +84,18 @@ class Canaries:
         """How many are among the records."""
         return int(self.inserted.sum())
 
-    def clipped(self, which: NDArray[np.int64], clip: float) -> Tensor:
+    def clipped(self, which: NDArray[np.int64]) -> Tensor:
         """Sum of clipped gradients, (count,), of the canaries in a batch: `which` counts those that are in."""
         if not len(which):
             return torch.zeros(self._count, device=self._device)
         j = torch.from_numpy(np.flatnonzero(self.inserted)[which]).to(self._device)
-        return self._engine.clipped({"j": j}, {}, 0.0, clip)
+        return self._engine.clipped({"j": j}, {}, 0.0, self._clip)
 
     def hear(self, released: Tensor) -> None:
-        """Add what the optimiser got for each, (count,), to its score."""
-        self.scores += released.double().cpu().numpy()
+        """Add to each score what the noised sum for its theta, (count,), says: a canary that is in is in a batch with
+        probability q, and then its sum is C larger."""
+        heard = released.double().cpu().numpy() / self._clip
+        self.scores += np.logaddexp(self._odds[0], self._odds[1] + (heard - 0.5) / self._sigma**2)
 
     def state_dict(self) -> dict[str, Any]:
         """Coins and scores so far; neither tells of a record."""
@@ -97,8 +110,8 @@ class Canaries:
 class CanaryAudit:
     """What canaries prove at `confidence`: lower bounds of epsilon at the delta asked, and an estimate.
 
-    one_run: holds whatever the mechanism is. gdp: holds against every Gaussian mechanism, tighter. estimate: what
-    epsilon looks like, no bound. m: canaries, in and out.
+    one_run: holds whatever the mechanism is. gdp: holds for mechanisms with a Gaussian trade-off curve, which many
+    steps together have; tighter. estimate: what epsilon looks like, no bound. m: canaries, in and out.
     """
 
     one_run: float
@@ -127,10 +140,13 @@ def audit(
     """
     inserted, scores = np.asarray(inserted, dtype=bool), np.asarray(scores, dtype=np.float64)
     _check(inserted, scores, delta, confidence)
-    m, error = len(scores), (1.0 - confidence) / len(_SHARES)
+    m, error = len(scores), 1.0 - confidence
     guesses = [_guessed(inserted, scores, max(2, 2 * round(share * m / 2))) for share in _SHARES]
-    one_run = max(_largest(partial(_unlikely, m, *g, delta, error)) for g in guesses)
-    mu = max(_largest(partial(_impossible, m, *g, error), 40.0) for g in guesses)
+    one_run = max(_largest(partial(_unlikely, m, *g, delta, error / len(_SHARES))) for g in guesses)
+    each = error / (len(_SHARES) + 2)
+    mu = max(_largest(partial(_impossible, m, *g, each), 40.0) for g in guesses)
+    for chosen_on in (0, 1):
+        mu = max(mu, _parted(inserted, scores, chosen_on, each))
     return CanaryAudit(one_run, gaussian_epsilon(mu, delta), _estimate(inserted, scores, delta), m, confidence)
 
 
@@ -179,6 +195,28 @@ def _impossible(m: int, guesses: int, right: int, error: float, mu: float) -> bo
             break
         r, h = min(1.0, r + i / (guesses - i) * (grown - h)), grown
     return r + h > guesses / m
+
+
+def _parted(inserted: NDArray[np.bool_], scores: NDArray[np.float64], chosen_on: int, error: float) -> float:
+    """Lower bound of mu from one threshold: chosen on every second canary, tried on the others (Nasr et al. 2023,
+    arXiv:2302.07956). Needs scores that are independent of each other, as those of canaries with a theta each are."""
+    half = np.arange(len(scores)) % 2 == chosen_on
+    cuts = np.unique(np.quantile(scores[half], np.linspace(0.02, 0.98, 49)))
+    if not all(part.any() for side in (half, ~half) for part in (inserted[side], ~inserted[side])):
+        return 0.0
+    found = [_apart(inserted[half], scores[half], cut, error) for cut in cuts]
+    return _apart(inserted[~half], scores[~half], float(cuts[int(np.argmax(found))]), error)
+
+
+def _apart(inserted: NDArray[np.bool_], scores: NDArray[np.float64], cut: float, error: float) -> float:
+    """Lower bound of mu by a threshold: both rates of errors at most their Clopper-Pearson bounds."""
+    missed = _rate_at_most(int((scores[inserted] < cut).sum()), int(inserted.sum()), error / 2)
+    false = _rate_at_most(int((scores[~inserted] >= cut).sum()), int((~inserted).sum()), error / 2)
+    return -float(special.ndtri(missed)) - float(special.ndtri(false))
+
+
+def _rate_at_most(events: int, trials: int, error: float) -> float:
+    return 1.0 if events >= trials else float(special.betaincinv(events + 1, trials - events, 1.0 - error))
 
 
 def _normal_cdf(x: float) -> float:
