@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from genward_audit.checkpoint import Checkpoint
 from genward_audit.client import AuditClient, connect
 from genward_audit.cosignature import Cosigner
-from genward_audit.errors import AuditError
 from genward_audit.keyfile import create_key
 from genward_audit.merkle import Frontier, leaf_hash, verify_consistency
 from genward_audit.note import Signer, parse_note, sign
@@ -97,10 +96,9 @@ def join(folder: Path) -> Iterator[Callable[..., AuditClient]]:
 
     yield joined
     for client in made:
-        with suppress(AuditError, OSError):
-            if (folder / "run/audit.sock").exists():
-                os.kill(client.stats()["pid"], signal.SIGKILL)
         client.close()
+    with suppress(OSError, ValueError):
+        os.kill(int((folder / "log/wal/writer.lock").read_text()), signal.SIGKILL)
 
 
 class Logs:

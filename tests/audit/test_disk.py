@@ -43,6 +43,11 @@ class Disk:
         patch.setattr(SqliteHead, "swap", self._watched("swap", SqliteHead.swap))
         patch.setattr(SqliteHead, "read", self._watched("read", SqliteHead.read))
 
+    def heal(self) -> int:
+        """Fail no more; gives how many calls there were."""
+        self.lasting = 0
+        return self.calls
+
     def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
             self.calls += 1
@@ -151,10 +156,11 @@ def test_each_call_to_the_disk_may_fail(
         with pytest.MonkeyPatch.context() as patch:
             disk.install(patch)
             story.play(retry=True)
-        story.end()
-        assert logs.recheck(story.home, story.acknowledged, story.seen).size >= 260
+            story.end()
+            calls = disk.heal()
+            assert logs.recheck(story.home, story.acknowledged, story.seen).size >= 260
         shutil.rmtree(story.home)
-        if disk.calls < at:
+        if calls < at:
             break
     assert at > 50
 
@@ -173,10 +179,11 @@ def test_the_power_may_go_at_each_call_to_the_disk(begun: Path, folder: Path, lo
                 story.play(retry=False)
             except PowerCut:
                 cuts += 1
-        story.end()
-        logs.recheck(story.home, story.acknowledged, story.seen)
+            story.end()
+            calls = disk.heal()
+            logs.recheck(story.home, story.acknowledged, story.seen)
         shutil.rmtree(story.home)
-        if disk.calls < at:
+        if calls < at:
             break
     assert cuts > at - 10 > 40
 

@@ -104,18 +104,9 @@ def test_a_producer_that_dies_half_way_hurts_nobody(folder: Path, join: Callable
     assert parse(client.entry(client.append(act_entry("test.after"))))["act"] == "test.after"
 
 
-def test_a_thousand_connections_are_served(folder: Path, join: Callable[..., AuditClient]) -> None:
-    _connections(folder, join, 1000)
-
-
-@pytest.mark.soak
 def test_ten_thousand_connections_are_served(folder: Path, join: Callable[..., AuditClient]) -> None:
-    _connections(folder, join, 10_000)
-
-
-def _connections(folder: Path, join: Callable[..., AuditClient], count: int) -> None:
     """The writer takes as many as the system allows, whatever the limit its starter had."""
-    client = join()
+    client, count = join(), 10_000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, count + 200), hard), hard))
     sockets = []
