@@ -1,7 +1,8 @@
 """Entries, schema v1: canonical JSON (RFC 8785) of at most 4 kB that says who did what, and never the content.
 
     {v, t, event: grant|settle|refuse|release|act, request, tenant, actor, model, policy,
-     plan: {start, n, cells, segments, k}, status: served|denied|error|lost|aborted, out: {rows, digest}, grant: index}
+     plan: {start, n, cells, segments, k}, status: served|denied|error|lost|aborted, out: {rows, digest}, grant: index,
+     cost: {cpu_us, computed, bytes, price_pico}}
 
 An `act` carries `act` (its verb, for example policy.activate or log.start) and `detail`; refusals carry `reasons`;
 `commit` names salted commitments. The writer owns index and time: producers leave `t` out and `stamp` puts it in.
@@ -116,6 +117,7 @@ _CHECKS: dict[str, Check] = {
     "status": lambda value: value in STATUSES,
     "out": _map_of(rows=_count, digest=_text(200)),
     "grant": _count,
+    "cost": _map_of(cpu_us=_count, computed=_count, bytes=_count, price_pico=_count),
     "act": _text(100),
     "detail": lambda value: isinstance(value, dict),
     "reasons": _texts,

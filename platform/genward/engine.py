@@ -22,6 +22,7 @@ from genward.engine_session import CPU, Session, Stop, fingerprint, stopping
 from genward.errors import CheckFailed, IntegrityError, UsageError
 from genward.family import NoiseSpec
 from genward.graphcheck import check_graph
+from genward.meter import count_computed
 from genward.table import LARGEST, Cell, Table
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class Engine:
         first = index * self.table.block
         rows = np.arange(first, first + self.table.block, dtype=np.uint64)
         block = self._program.run(key, rows, self._condition(key, rows), stop)
+        count_computed(len(rows))
         wanted = (len(rows), len(self.codec.number_columns)), (len(rows), len(self.codec.code_columns))
         if (block.numbers.shape, block.codes.shape) != wanted:
             raise CheckFailed(

@@ -61,6 +61,11 @@ class Policy(ABC):
         self.config = config
         self.context = context
 
+    @property
+    def tariff(self) -> float | None:
+        """The price of a CPU hour by which requests are metered, of the one policy that names one."""
+        return None
+
 
 @dataclass(frozen=True)
 class PolicyDocument:

@@ -65,6 +65,10 @@ class PolicySet:
             if len(self._calls[single]) > 1:
                 owners = ", ".join(name for name, _ in self._calls[single])
                 raise PolicyError(f"only one policy may own `{single}`, these do: {owners}")
+        tariffs = [policy.tariff for policy in policies if policy.tariff is not None]
+        if len(tariffs) > 1:
+            raise PolicyError("only one policy may name a tariff")
+        self.tariff = tariffs[0] if tariffs else None  # the price of a CPU hour
 
     # request side
 

@@ -21,6 +21,7 @@ from genward import record
 from genward.contracts import AuditSink, Facts, KeyProvider, Outcome, Principal, Request, Rows
 from genward.digest import RowsDigest, digest_of
 from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavailable, UsageError
+from genward.meter import Costs, Meter
 from genward.pages import Page, Pages
 from genward.policyset import Admission, PolicySet
 from genward.respond import Encoder, encoder
@@ -99,6 +100,7 @@ class Call:
     policies: PolicySet | None = None
     deadline: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
     settled: bool = False
     closed: bool = False  # its leases were handed back
     _request: Request | None = None
@@ -140,6 +142,7 @@ class Pipeline:
         self._seen: tuple[asyncio.AbstractEventLoop, int, int] | None = None
         self._under_way = 0
         self._counts: Counter[str] = Counter()
+        self._costs = Costs()
 
     async def generate(self, ask: Ask) -> Response:
         """The whole path of a request for rows."""
@@ -229,8 +232,9 @@ class Pipeline:
     def _page(self, call: Call, plan: Any) -> Page:
         policies = _policies(call)
         fetch = plan.fetcher(call.deadline, self._score(call))
-        found: PageRows = plan.scan(call.ask.n, fetch)
-        rows = policies.screen(call.request, found.rows)
+        with call.meter:
+            found: PageRows = plan.scan(call.ask.n, fetch)
+            rows = policies.screen(call.request, found.rows)
         return Page(plan, rows, found.start, found.scanned, found.exhausted)
 
     def _score(self, call: Call) -> Callable[[Rows], Any] | None:
@@ -238,10 +242,12 @@ class Pipeline:
         return (lambda rows: policies.score(call.request, rows)) if policies.scores else None
 
     def _encoded(self, call: Call, page: Page) -> bytes:
-        with call.timed("encode"):
+        with call.timed("encode"), call.meter:
             chosen = self._encoder(call)
             chosen.exhausted = page.exhausted
-            return chosen.whole(page.rows)
+            body = chosen.whole(page.rows)
+            call.meter.bytes += len(body)
+            return body
 
     def _encoder(self, call: Call) -> Encoder:
         served = _served(call)
@@ -251,8 +257,10 @@ class Pipeline:
     async def _settle(self, call: Call, page: Page) -> int:
         """One durable entry with the plan inline, before the first byte of a body held in memory."""
         with call.timed("record"):
-            out = {"rows": len(page.rows), "digest": digest_of(page.rows)}
-            fields = self._fields(call) | {"plan": page.fields(), "status": "served", "out": out}
+            with call.meter:
+                out = {"rows": len(page.rows), "digest": digest_of(page.rows)}
+            cost = self._cost(call, len(page.rows))
+            fields = self._fields(call) | {"plan": page.fields(), "status": "served", "out": out, "cost": cost}
             index = await self.audit.append_async(record.entry("settle", **fields))
         call.settled = True
         self._pages.settle(page.plan, len(page.rows), page.scanned)
@@ -311,6 +319,12 @@ class Pipeline:
         except GenwardError:
             _log.exception("request %s was not settled", call.id)
         call.policies.observe(call.request, outcome)
+
+    def _cost(self, call: Call, rows: int) -> dict[str, int]:
+        """What a request, or a grant of a stream, has cost since the last settle; counted by tenant and model."""
+        served, cost = _served(call), call.meter.take(_policies(call).tariff)
+        self._costs.add(self._principal(call).tenant, f"{served.info.name}:{served.info.version}", rows, cost)
+        return cost
 
     def _fields(self, call: Call) -> dict[str, Any]:
         """What every entry of a request says."""
@@ -380,7 +394,7 @@ class Pipeline:
 
     def metrics(self) -> str:
         """Counters of this worker, Prometheus text."""
-        lines = [f"genward_{name} {value}" for name, value in sorted(self._counts.items())]
+        lines = [f"genward_{name} {value}" for name, value in sorted(self._counts.items())] + self._costs.lines()
         return "\n".join([*lines, f"genward_requests_under_way {self._under_way}", ""])
 
     def replay(self, entry: Mapping[str, Any], where: Sequence[str]) -> str:

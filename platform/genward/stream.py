@@ -73,7 +73,7 @@ class Stream:
                 async for rows in self._rows():
                     if held:
                         yield held
-                    held = await asyncio.to_thread(_piece, encoder, digest, rows)
+                    held = await asyncio.to_thread(self._piece, encoder, digest, rows)
                 await self._settle(digest, begun)
                 if self._left <= 0 or self._exhausted or not digest.rows:
                     break
@@ -96,8 +96,17 @@ class Stream:
 
     def _screened(self, n: int) -> tuple[PageRows, Rows]:
         """What was found, and what the policies leave of it."""
-        found = self._scan(n)
-        return found, self._policies.screen(self._call.request, found.rows)
+        with self._call.meter:
+            found = self._scan(n)
+            return found, self._policies.screen(self._call.request, found.rows)
+
+    def _piece(self, encoder: Encoder, digest: RowsDigest, rows: Rows) -> bytes:
+        meter = self._call.meter
+        with meter:
+            digest.update(rows)
+            found = encoder.piece(rows)
+            meter.bytes += len(found)
+        return found
 
     def _scan(self, n: int) -> PageRows:
         from dataclasses import replace
@@ -146,7 +155,8 @@ class Stream:
             self._lost += self._grant_rows
             raise Unavailable("the stream took too long and is settled as lost", where=self._request)
         fields = self._fields | {"request": self._request, "status": status, "grant": self._index}
-        await self._pipeline.audit.append_async(record.entry("settle", **fields, plan=plan, out=out))
+        cost = self._pipeline._cost(self._call, out["rows"])
+        await self._pipeline.audit.append_async(record.entry("settle", **fields, plan=plan, out=out, cost=cost))
         self._index = -1
         self._delivered += out["rows"]
         await asyncio.to_thread(counters.close_grant, self._request)
@@ -170,11 +180,6 @@ class Stream:
                 _log.exception("stream %s is left to the sweeper", self._request)
         self._pipeline._pages.settle(self._plan, self._delivered, self._at - self._plan.start)
         self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost))
-
-
-def _piece(encoder: Encoder, digest: RowsDigest, rows: Rows) -> bytes:
-    digest.update(rows)
-    return encoder.piece(rows)
 
 
 _ENDINGS: set[asyncio.Task[None]] = set()

@@ -69,3 +69,14 @@ def retire(reference: Reference, actor: As = "") -> None:
     """Take a release out of service; its receipts still replay."""
     platform = common.open_platform()
     common.show({"retired": platform.retire(reference, common.acting(platform, actor))})
+
+
+@app.command("cost")
+def cost(
+    reference: Reference,
+    last: Annotated[int, typer.Option(help="How many entries of the log to look through, from the end.")] = 10_000,
+) -> None:
+    """What a row of a release costs: as was sealed, and as requests were metered."""
+    from genward.costs import report
+
+    common.show(report(common.open_platform(), reference, last))
