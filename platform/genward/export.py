@@ -134,7 +134,7 @@ class _Served(nn.Module):
         self.graph, self.network, self.decoder = graph, graph.module, decoder
         self.width = spec.condition_width
         self.spec = spec
-        self.steps = int(getattr(graph.module, "steps", 0))
+        self.steps = int(getattr(graph.module, "steps", 0)) if graph.state else 0
         if graph.state and self.steps < 1:
             raise CheckFailed("a graph with state must say its number of `steps`", where="export")
 

@@ -146,7 +146,7 @@ class Clock:
     monotonic = process_time
 
     def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        take, look = training._Turn.take, training.Run._held_out
+        take, look = training.OpenTurn.take, training.Run._held_out
 
         def slow_take(turn: Any, *given: Any) -> float:
             self.now += self.step
@@ -157,7 +157,7 @@ class Clock:
             return look(run, *given)
 
         monkeypatch.setattr(training, "time", self)
-        monkeypatch.setattr(training._Turn, "take", slow_take)
+        monkeypatch.setattr(training.OpenTurn, "take", slow_take)
         monkeypatch.setattr(training.Run, "_held_out", slow_look)
 
 
