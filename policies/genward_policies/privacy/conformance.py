@@ -16,6 +16,7 @@ The last two are what the guarantee is; the others say what is wrong in words an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,7 @@ def check(
     record = {name: part[:units].to(device) for name, part in given.items()}
     noise = drawn(objective.noise, rows(record), torch.Generator().manual_seed(5), device)
     case = _Case(network, objective, record, noise)
-    with torch.random.fork_rng(devices=[]):  # an objective with randomness of its own must not move ours
+    with torch.random.fork_rng(devices=[]), _one_thread():  # randomness of an objective's own must not move ours
         found = [_tried(case, perturbed(network, objective, scale), progress, clip) for scale, progress in _POINTS]
     return Conformance(max(f[0] for f in found), max(f[1] for f in found), rows(record))
 
@@ -254,6 +255,17 @@ def _check_finite(case: _Case, gradients: Tensor) -> None:
         raise case.refuse("the gradient of a record drawn from the schema is not finite", "bound what the loss divides")
     if not gradients.any():
         raise case.refuse("no record has a gradient", "check `trains` and the loss: nothing would be learnt")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A few records: more threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _moved(network: nn.Module, objective: Objective) -> Iterator[tuple[str, nn.Module]]:

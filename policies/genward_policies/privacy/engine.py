@@ -140,7 +140,9 @@ class Vmap:
         gradient = vmap(grad(alone), in_dims=(None, 0, 0), randomness="error")
         for start in range(0, rows(record), self._chunk):
             parts = [{n: v[start : start + self._chunk] for n, v in given.items()} for given in (record, noise)]
-            found = gradient(values, *parts)
+            with warnings.catch_warnings():  # an operator without a batching rule is slow, and right
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                found = gradient(values, *parts)
             yield [found[name].flatten(1).detach() for name in values]
 
 
