@@ -292,6 +292,8 @@ class Pipeline:
             raise
         except asyncio.CancelledError:
             self._close(call, Outcome("aborted", 0))
+            if not call.settled:  # the caller is gone, the entry is written all the same
+                await asyncio.shield(self._write_refusal(call, "aborted", ["the caller left"]))
             raise
         except Exception as error:
             _log.exception("request %s failed", call.id)
@@ -304,7 +306,9 @@ class Pipeline:
     async def _refusal(self, call: Call, error: Exception) -> None:
         known = isinstance(error, GenwardError)
         status = "denied" if known and 400 <= error.status < 500 else "error"  # type: ignore[attr-defined]
-        reasons = list(call.admission.reasons) or [type(error).__name__]
+        await self._write_refusal(call, status, list(call.admission.reasons) or [type(error).__name__])
+
+    async def _write_refusal(self, call: Call, status: str, reasons: list[str]) -> None:
         await self.audit.append_async(record.entry("refuse", **self._fields(call), status=status, reasons=reasons))
 
     def _close(self, call: Call, outcome: Outcome) -> None:

@@ -329,6 +329,18 @@ def test_a_deadline_stops_a_request_and_a_stream(world: Any) -> None:
     assert (last["event"], last["status"]) == ("settle", "aborted")
 
 
+def test_a_request_whose_caller_leaves_is_recorded_as_aborted(world: Any) -> None:
+    async def left() -> None:
+        working = asyncio.ensure_future(world.platform.pipeline.generate(Ask(world.key, "open:1", 9000)))
+        await asyncio.sleep(0.005)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+
+    world.platform.run(left())
+    assert (world.log()[-1]["event"], world.log()[-1]["status"]) == ("refuse", "aborted")
+
+
 def test_an_exception_of_nobodys_making_is_recorded_and_says_nothing(world: Any) -> None:
     world.platform.pipeline.shelf.at_hand = lambda info: {}["secret"]
     with pytest.raises(GenwardError, match="something went wrong") as caught:
