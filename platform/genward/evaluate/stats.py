@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Z = 1.959963984540054  # the normal quantile of .975
-SURE = 5.0  # of three in ten million: for what stops somebody's work, and is asked at every release
 
 
-def wilson(hits: float, n: int, z: float = Z) -> tuple[float, float]:
+def wilson(hits: float, n: int) -> tuple[float, float]:
     """Ends of the interval of a share (Wilson 1927); none of 12 may still be a quarter."""
-    p, z2 = hits / n, z * z
-    middle, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    p, z2 = hits / n, Z * Z
+    middle, half = p + z2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
     return (0.0 if hits == 0 else max(0.0, low)), (1.0 if hits == n else min(1.0, high))
 
@@ -23,7 +22,7 @@ def wilson(hits: float, n: int, z: float = Z) -> tuple[float, float]:
 def newcombe(hits: float, n: int, other_hits: float, other_n: int, z: float = Z) -> tuple[float, float, float]:
     """(difference, low, high) of two independent shares: the hybrid score interval (Newcombe 1998, method 10)."""
     p, q = hits / n, other_hits / other_n
-    (low_p, high_p), (low_q, high_q) = wilson(hits, n, z), wilson(other_hits, other_n, z)
+    (low_p, high_p), (low_q, high_q) = wilson(hits, n), wilson(other_hits, other_n)
     below, above = math.hypot(p - low_p, high_q - q), math.hypot(high_p - p, q - low_q)
     return p - q, p - q - below, p - q + above
 
