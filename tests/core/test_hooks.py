@@ -53,6 +53,8 @@ def test_each_kind_of_class_is_found_by_its_name() -> None:
 class _Everything:
     """A policy that takes part in everything and remembers it."""
 
+    tariff = None
+
     def __init__(self, name: str) -> None:
         self.name, self.seen = name, []
 
@@ -104,6 +106,8 @@ def test_an_observer_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture
 
 class _Single:
     """A policy of one single-owner hook each."""
+
+    tariff = None
 
     def __init__(self, name: str, verdict: Any = None) -> None:
         self.name, self.verdict = name, verdict
