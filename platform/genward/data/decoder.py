@@ -35,7 +35,8 @@ class TableDecoder(nn.Module):
     has_step: Tensor
     digits: Tensor
     has_digits: Tensor
-    powers: Tensor
+    ups: Tensor
+    downs: Tensor
     low: Tensor
     high: Tensor
     nullable: Tensor
@@ -49,6 +50,7 @@ class TableDecoder(nn.Module):
         self._keep("table", np.array([np.resize(q.knots, self.knots) for q in quantiles]).reshape(-1))
         self._keep("offset", np.arange(len(columns)) * self.knots, torch.int64)
         self._keep("reach", np.array([q.reach for q in quantiles]))
+        self.any_stairs = any(q.stairs for q in quantiles)
         self._keep("stairs", np.array([q.stairs for q in quantiles]), torch.bool)
         self._keep("scale", np.array([q.scale or 1.0 for q in quantiles]))
         self._keep("curved", np.array([q.scale > 0 for q in quantiles]), torch.bool)
@@ -69,15 +71,18 @@ class TableDecoder(nn.Module):
         values = torch.minimum(torch.maximum(values, self.low), self.high)
         for index, group in enumerate(self.groups):
             values = self._added_up(values, index, group)
+        if not self.any_nullable:
+            return values
         return torch.where(self._missing(fields), torch.full_like(values, float("nan")), values)
 
     def _interpolated(self, latents: Tensor) -> Tensor:
         """Values on the columns' scales at latents (B, P), by the knot below and the next."""
         at = torch.clamp((latents + self.reach) / (2 * self.reach), 0.0, 1.0) * (self.knots - 1)
-        at = torch.where(self.stairs, torch.round(at), at)
+        if self.any_stairs:
+            at = torch.where(self.stairs, torch.round(at), at)
         low = torch.clamp(torch.floor(at), max=self.knots - 2)
         index = low.long() + self.offset
-        below, above = self.table[index], self.table[index + 1]
+        below, above = _look_up(self.table, index), _look_up(self.table, index + 1)
         values = below + (at - low) * (above - below)
         if not self.any_curved:
             return values
@@ -86,14 +91,14 @@ class TableDecoder(nn.Module):
 
     def _rounded(self, values: Tensor) -> Tensor:
         """To the column's step, or to its significant digits; exact decimals come out as their nearest float64."""
-        stepped = self._stepped(values)
         if not self.any_digits:
-            return torch.where(self.has_step, stepped, values)
+            return torch.where(self.has_step, self._stepped(values), values)
         size = torch.floor(torch.log10(torch.maximum(values.abs(), self.scale)))
-        shift = torch.clamp(self.digits - 1 - size, -_POWERS, _POWERS).long()
-        up, down = self.powers[torch.clamp(shift, min=0)], self.powers[torch.clamp(-shift, min=0)]
+        shift = (torch.clamp(self.digits - 1 - size, -_POWERS, _POWERS) + _POWERS).long()
+        up, down = _look_up(self.ups, shift), _look_up(self.downs, shift)
         digits = torch.round(values * up / down) / up * down
-        return torch.where(self.has_digits, digits, torch.where(self.has_step, stepped, values))
+        others = torch.where(self.has_step, self._stepped(values), values) if self.any_step else values
+        return torch.where(self.has_digits, digits, others)
 
     def _stepped(self, values: Tensor) -> Tensor:
         return torch.round(values * self.times / self.step) / self.times * self.step
@@ -142,6 +147,7 @@ class TableDecoder(nn.Module):
         gaps = [placed.get((name, "choice")) for name in codec.number_columns]
         self.there_at = [gap[1] if gap else 0 for gap in gaps]
         self.gap_at = [gap[1] + 1 if gap else 0 for gap in gaps]
+        self.any_nullable = any(gap is not None for gap in gaps)
         self._keep("nullable", np.array([gap is not None for gap in gaps]), torch.bool)
         self.choices = [_choice(codec, name, *placed[name, "choice"]) for name in codec.code_columns]
 
@@ -154,7 +160,10 @@ class TableDecoder(nn.Module):
         self._keep("digits", np.array([c.digits or 1 for c in columns]))
         self._keep("has_digits", np.array([c.digits is not None for c in columns]), torch.bool)
         self.any_digits = any(c.digits for c in columns)
-        self._keep("powers", np.array([float(10**i) for i in range(_POWERS + 1)]))
+        self.any_step = any(c.grid > 1e-200 and not c.digits for c in columns)
+        powers = [float(10**i) for i in range(_POWERS + 1)]
+        self._keep("ups", np.array([1.0] * _POWERS + powers))
+        self._keep("downs", np.array(powers[::-1] + [1.0] * _POWERS))
         bounds = [c.bounds for c in columns]
         self._keep("low", np.array([-np.inf if low is None else low for low, _ in bounds]))
         self._keep("high", np.array([np.inf if high is None else high for _, high in bounds]))
@@ -169,6 +178,11 @@ class TableDecoder(nn.Module):
 
     def _keep(self, name: str, array: NDArray[Any], dtype: torch.dtype = torch.float64) -> None:
         self.register_buffer(name, torch.as_tensor(array, dtype=dtype), persistent=False)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[index] for a flat table: exported so, it is one GatherElements, a fraction of what indexing becomes."""
+    return torch.gather(table, 0, index.reshape(-1)).reshape(index.shape)
 
 
 def _choice(codec: TableCodec, name: str, field: Field, start: int) -> tuple[int, int, int]:
