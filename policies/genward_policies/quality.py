@@ -121,8 +121,7 @@ def _no_rule(item: Evidence | None) -> bool:
 
 def _sure(item: Evidence) -> bool:
     """Whether the excess is more than chance; where nobody said, it is."""
-    least = item.extra.get("excess_low")
-    return least is None or least > 0
+    return bool(item.extra.get("beyond_chance", True))
 
 
 def _unmeasured(claim: str, item: Evidence | None) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genward.contracts import Evidence
 from genward.data.schema import Schema
 from genward.evaluate.sides import Floats, Sides
-from genward.evaluate.stats import around, auc, middle
+from genward.evaluate.stats import around, auc, middle, newcombe, wilson
 
 FEWEST = 50  # rows of a kind below which a booster hardly splits and would call anything alike
 _CLASSES = 8  # a booster grows a tree a class; with more classes than these it grows fewer rounds
@@ -150,37 +151,71 @@ def _unmeasured(why: str, n: int = 0) -> list[Evidence]:
 
 
 def _judged(sides: Sides, task: _Task, truth: Floats, told: Floats, real: Floats, n: int) -> list[Evidence]:
-    score = _r2 if task.numeric else _accuracy
-    guess = 0.0 if task.numeric else float(np.unique(truth, return_counts=True)[1].max() / len(truth))
-    value, reference = score(truth, told), score(truth, real)
-    again = np.array(
-        [(score(truth[i], told[i]), score(truth[i], real[i])) for i, _ in sides.draws(len(truth), 1)]
-    ).reshape(-1, 2)
-    what = "R^2" if task.numeric else "accuracy"
-    method = (
-        f"{what} of gradient boosting for {task.column} on held-out rows, trained on {n} synthetic; bootstrap interval"
-    )
-    low, high = _within(value, middle(again[:, 0]))
-    extra = {"target": task.column, "score": what, "guessing": guess}
-    found = Evidence("tstr", value, method, len(truth), low, high, "", reference, extra)
-    return [found, _drop(task, value, reference, guess, again, len(truth))]
+    found = _numbers_judged(sides, truth, told, real) if task.numeric else _choices_judged(truth, told, real)
+    what, how = ("R^2", "bootstrap") if task.numeric else ("accuracy", "Wilson")
+    method = f"{what} of gradient boosting for {task.column} on held-out rows, trained on {n} synthetic ones"
+    method = f"{method}; {how} interval over held-out rows"
+    extra = {"target": task.column, "score": what, "guessing": found.guess}
+    low, high = found.span
+    one = Evidence("tstr", found.value, method, len(truth), low, high, "", found.reference, extra)
+    return [one, _drop(task, found, len(truth))]
 
 
-def _within(value: float, span: tuple[float, float]) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _Found:
+    """Scores of a model taught by synthetic rows and of one taught by real ones, on the same held-out rows."""
+
+    value: float
+    span: tuple[float, float]
+    reference: float
+    least: float  # what the reference is at least
+    guess: float  # what one scores who looks at nothing
+    drop: tuple[float, float]  # ends of the interval of the share that is lost
+
+
+def _numbers_judged(sides: Sides, truth: Floats, told: Floats, real: Floats) -> _Found:
+    """R^2; held-out rows are resampled, each with both predictions."""
+    n = len(truth)
+    again = np.array([(_r2(truth[i], told[i]), _r2(truth[i], real[i])) for i, _ in sides.draws(n, 1)])
+    value, reference = _r2(truth, told), _r2(truth, real)
+    known = again[again[:, 1] > 0]
+    drop = middle(1 - known[:, 0] / known[:, 1], n) if len(known) and reference > 0 else (0.0, 0.0)
+    return _Found(value, _holding(value, middle(again[:, 0], n)), reference, middle(again[:, 1], n)[0], 0.0, drop)
+
+
+def _choices_judged(truth: Floats, told: Floats, real: Floats) -> _Found:
+    """Accuracy; guessing is the commonest category."""
+    n = len(truth)
+    right, real_right = truth == told, truth == real
+    guess = float(np.unique(truth, return_counts=True)[1].max() / n)
+    hits, others = int(right.sum()), int(real_right.sum())
+    _, low, high = newcombe(others, n, hits, n, _phi(right, real_right))
+    beyond = others / n - guess
+    drop = (low / beyond, high / beyond) if beyond > 0 else (0.0, 0.0)
+    return _Found(hits / n, wilson(hits, n), others / n, wilson(others, n)[0], guess, drop)
+
+
+def _phi(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Correlation of two answers; 0 where one never varies."""
+    spread = float(a.std() * b.std())
+    return float(((a - a.mean()) * (b - b.mean())).mean()) / spread if spread > 0 else 0.0
+
+
+def _holding(value: float, span: tuple[float, float]) -> tuple[float, float]:
     """A percentile interval need not hold the figure itself; ours does."""
-    return min(value, span[0]), max(value, span[1])
+    return float(np.nanmin([value, span[0]])), float(np.nanmax([value, span[1]]))
 
 
-def _drop(task: _Task, value: float, reference: float, guess: float, again: Floats, n: int) -> Evidence:
-    if not reference > guess or not float(np.nanquantile(again[:, 1], 0.025)) > guess:
+def _drop(task: _Task, found: _Found, n: int) -> Evidence:
+    if not found.least > found.guess:
         why = f"a model trained on real rows predicts {task.column} no better than guessing"
         return Evidence("tstr_drop", None, f"not measured: {why}", n)
-    drop = 1 - (value - guess) / (reference - guess)
-    known = again[again[:, 1] > guess]
-    low, high = _within(drop, middle(1 - (known[:, 0] - guess) / (known[:, 1] - guess)))
+    drop = 1 - (found.value - found.guess) / (found.reference - found.guess)
+    low, high = _holding(drop, found.drop)
+    how = "bootstrap" if task.numeric else "Newcombe's"
     method = (
         f"share of what a model trained on real rows knows of {task.column} beyond guessing that one trained on "
-        "synthetic rows does not; paired bootstrap interval over held-out rows"
+        f"synthetic rows does not; {how} interval over held-out rows, in pairs"
     )
     return Evidence("tstr_drop", drop, method, n, low, high, "", 0.0, {"target": task.column})
 
@@ -188,7 +223,3 @@ def _drop(task: _Task, value: float, reference: float, guess: float, again: Floa
 def _r2(truth: Floats, told: Floats) -> float:
     total = float(((truth - truth.mean()) ** 2).sum())
     return 1 - float(((truth - told) ** 2).sum()) / total if total > 0 else float("nan")
-
-
-def _accuracy(truth: Floats, told: Floats) -> float:
-    return float((truth == told).mean())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,8 +12,9 @@ from genward.data.schema import Column, Schema
 from genward.errors import CheckFailed
 from genward.evaluate.near import UNKNOWN
 from genward.evaluate.sides import Floats, Sides, keys
-from genward.evaluate.stats import newcombe, wilson
+from genward.evaluate.stats import chance_of_more, newcombe, wilson
 
+_LIKELY = 1e-3
 _SURE = 1e-5  # it stops somebody's work, is asked at every release, and twins come in clusters: 95 % would cry wolf
 Bools = NDArray[np.bool_]
 
@@ -19,8 +22,7 @@ Bools = NDArray[np.bool_]
 def copies(sides: Sides) -> list[Evidence]:
     """Synthetic rows that equal a training row in every column, beside real rows that equal another training row.
 
-    A table of few values repeats itself: what counts is the excess over what real rows show. Its interval is in
-    `extra`: the excess is more than chance where `excess_low` is above 0.
+    A table of few values repeats itself: what counts is the excess over what real rows show; see `_excess`.
     """
     if not sides.known:
         return [Evidence("exact_copies", None, UNKNOWN)]
@@ -28,14 +30,21 @@ def copies(sides: Sides) -> list[Evidence]:
     hits = int(np.isin(made, train).sum())
     real = int(np.isin(test, train).sum()) + int(_repeated(train).sum())
     low, high = wilson(hits, len(made))
-    excess, excess_low, excess_high = newcombe(hits, len(made), real, len(train) + len(test))
     method = (
         "share of synthetic rows equal to a training row in every column, on the columns' grids; Wilson interval; "
-        "reference: real rows equal to another one that is a training row; excess by Newcombe's interval"
+        "reference: real rows equal to another one that is a training row"
     )
-    extra = {"rows": hits, "excess": excess, "excess_low": excess_low, "excess_high": excess_high}
+    extra = {"rows": hits, **_excess(hits, len(made), real, len(train) + len(test))}
     reference = real / (len(train) + len(test))
     return [Evidence("exact_copies", hits / len(made), method, len(made), low, high, "", reference, extra)]
+
+
+def _excess(hits: int, n: int, real: int, others: int) -> dict[str, Any]:
+    """By how much a share is beyond that of real rows (Newcombe's interval), and whether by more than chance: a gate
+    asks at every release, so chance is one in a thousand (Fisher's exact test)."""
+    excess, low, high = newcombe(hits, n, real, others)
+    sure = chance_of_more(hits, n, real, others) < _LIKELY
+    return {"excess": excess, "excess_low": low, "excess_high": high, "beyond_chance": sure}
 
 
 def _repeated(rows: NDArray[np.void]) -> Bools:
@@ -82,8 +91,7 @@ def broken(sides: Sides) -> list[Evidence]:
     worst = [int(np.logical_or.reduce(list(side.values())).sum()) for side in (made, test)]
     real = {rule: float(rows.mean()) for rule, rows in test.items()}
     found = rules_evidence(made, len(sides.made), worst[1] / len(sides.test), real)
-    excess, low, high = newcombe(worst[0], len(sides.made), worst[1], len(sides.test))
-    extra = {**found.extra, "excess": excess, "excess_low": low, "excess_high": high}
+    extra = {**found.extra, **_excess(worst[0], len(sides.made), worst[1], len(sides.test))}
     return [
         Evidence(found.claim, found.value, found.method, found.n, found.low, found.high, "", found.reference, extra)
     ]
@@ -120,7 +128,7 @@ def violations(rows: Floats, schema: Schema) -> dict[str, Bools]:
 
 
 def _bounds_text(column: Column) -> str:
-    low, high = column.minimum, column.maximum
+    low, high = (f"{b:g}" if isinstance(b, float) else b for b in (column.minimum, column.maximum))
     left, right = "" if low is None else f"{low} <= ", "" if high is None else f" <= {high}"
     return f"{left}{column.name}{right}"
 

@@ -105,7 +105,7 @@ def _novelty(sides: Sides, space: Space) -> Evidence:
     made, test = closeness(sides, space)
     value = _apart_share(made, test)
     again = [_apart_share(made[a], test[b]) for a, b in sides.draws(len(made), len(test))]
-    low, high = middle(np.array(again))
+    low, high = middle(np.array(again), min(len(made), len(test)))
     method = (
         f"share of synthetic rows at least as far from every training row as {100 * (1 - _CLOSE):.0f} % of held-out "
         "rows are; bootstrap interval over both"

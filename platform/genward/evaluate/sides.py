@@ -17,7 +17,7 @@ from genward.data.schema import Column, Schema
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
-_SIGNIFICANT = 9  # digits by which two numbers are the same; a grid of the schema is coarser
+_SIGNIFICANT = 9  # digits by which two numbers are the same where the schema states no grid
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def _numbers(values: pa.ChunkedArray, column: Column) -> Floats:
 def keys(rows: Floats, schema: Schema) -> NDArray[np.void]:
     """One value a row, equal for rows that are equal in every column: on the column's grid, or in nine digits.
 
-    A number that was computed and one that was read from text may differ in the last bit and still be a copy.
+    A number that was computed and one that was read from text may differ in the last bit and still be a copy; so may
+    one that was rounded to the grid, as generated ones are, and one that was not.
     """
     grids = [_on_grid(rows[:, i], column) for i, column in enumerate(schema.columns)]
     whole = np.ascontiguousarray(np.column_stack(grids) + 0.0)  # -0 is 0
@@ -114,6 +115,7 @@ def _on_grid(values: Floats, column: Column) -> Floats:
     elif column.step or column.kind != "numeric":
         found = np.rint(there / column.grid)
     else:
-        unit = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(there), 1e-290))) + 1 - _SIGNIFICANT)
+        digits = column.digits or _SIGNIFICANT
+        unit = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(there), 1e-290))) + 1 - digits)
         found = np.rint(there / unit) * unit
     return np.where(np.isnan(values), np.inf, found)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genward.contracts import Evidence, Progress, Silent
+from genward.errors import GenwardError
 from genward.evaluate import CLAIMS, Settings, evaluate, sides_of
 from genward.evaluate.drawing import document, to_json
 from genward.evaluate.public import public
@@ -51,8 +53,15 @@ def _measured(candidate: Candidate, progress: Progress, settings: Settings) -> l
 
 
 def _keep_for_owner(candidate: Candidate) -> None:
-    """The whole judgement, in files that only the owner reads."""
-    report = report_of(candidate, _measured(candidate, Silent(), _NAMING))
+    """The whole judgement, in files that only the owner reads; why there is none is told there too, since a refusal
+    would tell something of protected rows."""
+    try:
+        report = report_of(candidate, _measured(candidate, Silent(), _NAMING))
+    except GenwardError as error:
+        report = {
+            REPORT: f"<!doctype html><title>Not judged</title><p>{escape(str(error))}</p>".encode(),
+            FIGURES: b"{}",
+        }
     write(candidate.folder / OWNER_REPORT, report[REPORT], mode=0o600)
     write(candidate.folder / OWNER_FIGURES, report[FIGURES], mode=0o600)
 

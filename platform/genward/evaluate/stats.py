@@ -19,12 +19,26 @@ def wilson(hits: float, n: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else max(0.0, low)), (1.0 if hits == n else min(1.0, high))
 
 
-def newcombe(hits: float, n: int, other_hits: float, other_n: int, z: float = Z) -> tuple[float, float, float]:
-    """(difference, low, high) of two independent shares: the hybrid score interval (Newcombe 1998, method 10)."""
+def newcombe(hits: float, n: int, other_hits: float, other_n: int, phi: float = 0.0) -> tuple[float, float, float]:
+    """(difference, low, high) of two shares: the hybrid score interval (Newcombe 1998, method 10; of pairs, 1998b).
+
+    `phi` is the correlation of the two answers where the same rows gave both.
+    """
     p, q = hits / n, other_hits / other_n
     (low_p, high_p), (low_q, high_q) = wilson(hits, n), wilson(other_hits, other_n)
-    below, above = math.hypot(p - low_p, high_q - q), math.hypot(high_p - p, q - low_q)
+    below, above = _joined(p - low_p, high_q - q, phi), _joined(high_p - p, q - low_q, phi)
     return p - q, p - q - below, p - q + above
+
+
+def _joined(a: float, b: float, phi: float) -> float:
+    return math.sqrt(max(0.0, a * a + b * b - 2 * phi * a * b))
+
+
+def chance_of_more(hits: int, n: int, other_hits: int, other_n: int) -> float:
+    """How often so many of the hits or more are on the first side when both sides are alike (Fisher's exact test)."""
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.sf(hits - 1, n + other_n, hits + other_hits, n))
 
 
 def around(value: float, deviation: float, least: float = 0.0, most: float = 1.0) -> tuple[float, float]:
@@ -33,9 +47,17 @@ def around(value: float, deviation: float, least: float = 0.0, most: float = 1.0
     return min(value, max(least, value - half)), max(value, min(most, value + half))
 
 
-def middle(values: Floats) -> tuple[float, float]:
-    """The percentile interval of resampled values; not-a-numbers are left out."""
-    low, high = np.nanquantile(values, [0.025, 0.975])
+def middle(values: Floats, n: int) -> tuple[float, float]:
+    """The percentile interval of values resampled from n rows; not-a-numbers are left out.
+
+    Of few rows resampling shows too little: the quantiles move outwards as Student's t does (Hesterberg 2015, 3.3).
+    """
+    from scipy.stats import norm, t
+
+    if not np.isfinite(values).any():
+        return math.nan, math.nan
+    tail = float(norm.cdf(math.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))) if n > 1 else 0.0
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
