@@ -273,7 +273,7 @@ def _flow(value: Mapping[str, Any] | Sequence[Any]) -> str:
 def _explain(error: Exception, where: str) -> DataError:
     if not isinstance(error, ValidationError):
         return DataError(f"cannot be read: {error}", where=where)
-    first = error.errors()[0]
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     path = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] != "extra_forbidden":
