@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Name = Literal["vmap", "ghost"]
 AGREE = 1e-4  # largest relative difference between the engines
-_MEMORY = 32 << 20  # bytes of per-record gradients at a time
+_MEMORY, _TRIED = 16 << 20, 8 << 20  # bytes of per-record gradients at a time, in training and in trials
 _MARGIN = 1e-5  # a float32 norm errs by less, so no record ever counts for more than C
 _TRIALS = 3
 _AGREEING = 32  # records of the trial batch on which the engines must agree
@@ -102,10 +102,10 @@ class Vmap:
 
     name: Name = "vmap"
 
-    def __init__(self, network: nn.Module, objective: Objective) -> None:
+    def __init__(self, network: nn.Module, objective: Objective, memory: int | None = None) -> None:
         self._network, self._objective = network, objective
         size = 4 * sum(p.numel() for p in trained(network, objective).values())
-        self._chunk = max(1, _MEMORY // max(1, size))
+        self._chunk = max(1, (_MEMORY if memory is None else memory) // max(1, size))
 
     def clipped(self, record: Record, noise: Record, progress: float, clip: float) -> Tensor:
         """See Engine."""
@@ -273,7 +273,7 @@ def disagreement(network: nn.Module, objective: Objective, record: Record, noise
 
 
 def _apart(network: nn.Module, objective: Objective, record: Record, noise: Record, progress: float) -> float:
-    reference, fast = Vmap(network, objective), Ghost(network, objective)
+    reference, fast = Vmap(network, objective, _TRIED), Ghost(network, objective)
     norms, other = (engine.norms(record, noise, progress) for engine in (reference, fast))
     if not (torch.isfinite(norms).all() and torch.isfinite(other).all()):
         return float("inf")
@@ -305,7 +305,7 @@ def _quicker(network: nn.Module, objective: Objective, record: Record, noise: Re
     copied = perturbed(network, objective, 0.0)
     ghost, reference = (
         _seconds(lambda engine=engine: engine.clipped(record, noise, 0.5, 1.0))  # type: ignore[misc]
-        for engine in (Ghost(copied, objective), Vmap(copied, objective))
+        for engine in (Ghost(copied, objective), Vmap(copied, objective, _TRIED))
     )
     return ghost < reference
 
@@ -320,7 +320,7 @@ def _seconds(run: Callable[[], Tensor]) -> float:
 
 
 def _norms(gradients: list[Tensor]) -> Tensor:
-    return torch.stack([g.square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
+    return torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
 
 
 def _one(losses: Tensor, objective: Objective) -> Tensor:
