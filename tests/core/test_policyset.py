@@ -18,6 +18,8 @@ FACTS = Facts(Principal("t", "k"), 0.0, "sha256:0")
 class _Policy:
     """Answers as told and remembers what it settled."""
 
+    tariff = None
+
     def __init__(self, name: str, answer: Any) -> None:
         self.name, self.answer, self.settled = name, answer, []
 
