@@ -85,4 +85,4 @@ def _is_gap(field: Field, fields: Sequence[Field]) -> bool:
 
 def joined(*parts: Tensor | None) -> Tensor:
     """Concatenate what is there along the features."""
-    return torch.cat([part for part in parts if part is not None], dim=1)
+    return torch.cat([part for part in parts if part is not None], dim=-1)

@@ -58,12 +58,14 @@ class Denoising(Objective):
         self.optimiser = Optimiser(lr=config.lr, weight_decay=1e-4, warmup=0.02)
 
     def loss(self, network: nn.Module, record: Record, noise: Record, progress: float) -> Tensor:
-        errors = [
-            network(record["x"], record.get("c"), noise["e"][:, k], noise["t"][:, k])
-            for k in range(noise["t"].shape[1])
-        ]
-        total: Tensor = sum(errors[1:], start=errors[0]) / len(errors)
-        return total
+        x, c, e, t = record["x"], record.get("c"), noise["e"], noise["t"]
+        draws = t.shape[1]
+        if draws == 1:
+            found: Tensor = network(x, c, e[:, 0], t[:, 0])
+            return found
+        given = None if c is None else c[:, None].expand(-1, draws, -1)
+        errors: Tensor = network(x[:, None], given, e, t)  # one call, so that hooks see each layer once
+        return errors.mean(dim=1)
 
 
 class TableDiffusion(Family):

@@ -29,16 +29,16 @@ class Denoiser(nn.Module):
     frequencies: Tensor
 
     def forward(self, x: Tensor, c: Tensor | None, e: Tensor, t: Tensor) -> Tensor:
-        """Loss (B,) of records x (B, width) with noise e (B, width) at times t (B,)."""
+        """Loss (B,) of records x (B, width) with noise e (B, width) at times t (B,); draws may be an axis behind B."""
         clean = self.centred(x)
-        a, s = torch.cos(t * math.pi / 2)[:, None], torch.sin(t * math.pi / 2)[:, None]
+        a, s = torch.cos(t * math.pi / 2)[..., None], torch.sin(t * math.pi / 2)[..., None]
         v = self.predict(a * clean + s * e, t, c)
-        return ((v - (a * e - s * clean)) ** 2).mean(dim=1)
+        return ((v - (a * e - s * clean)) ** 2).mean(dim=-1)
 
     def predict(self, noisy: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
-        """v of noisy records (B, width) at times (B,), or (1,) for all."""
-        angles = t[:, None] * self.frequencies
-        context = self.time(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1))
+        """v of noisy records (B, width) at times (B,), or (1,) for all; draws may be an axis behind B."""
+        angles = t[..., None] * self.frequencies
+        context = self.time(torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1))
         found: Tensor = self.tower(joined(noisy, c), nn.functional.silu(context))
         return found
 
