@@ -20,10 +20,11 @@ color:var(--ink);background:var(--paper)}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;padding-top:.6rem;
 border-top:1px solid var(--line)}h3{font-size:1rem;margin:.2rem 0;overflow-wrap:anywhere}
 p,li{max-width:46rem}.soft,figcaption,caption{color:var(--soft);font-size:.9rem}
-pre{overflow-x:auto;padding:.8rem;border:1px solid var(--line);border-radius:6px;font-size:.85rem}
+pre{white-space:pre-wrap;padding:.8rem;border:1px solid var(--line);border-radius:6px;font-size:.85rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
 caption{text-align:left;padding-bottom:.4rem}th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;
-border-bottom:1px solid var(--line)}td.figure{font-variant-numeric:tabular-nums;white-space:nowrap}
+border-bottom:1px solid var(--line)}th .soft{font-weight:400}
+td.figure{font-variant-numeric:tabular-nums;white-space:nowrap}
 figure{margin:0}.grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1rem 1.5rem}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1.5rem}svg{width:100%;height:auto}
 .key svg{width:2.6rem;height:.9rem;vertical-align:middle}
@@ -112,8 +113,9 @@ def _column(column: Mapping[str, Any]) -> str:
     gaps = "gaps {:.1%} real, {:.1%} synthetic".format(*column["gaps"]) if any(column["gaps"]) else ""
     bent = "long tails: the axis is bent" if column.get("scale") == "asinh" else ""
     caption = "; ".join(part for part in (told, gaps, bent) if part)
+    unit = f' <span class="soft">{escape(column["unit"])}</span>' if column["unit"] else ""
     return (
-        f"<figure><h3>{escape(column['name'])}</h3>{svg.histogram(column)}"
+        f"<figure><h3>{escape(column['name'])}{unit}</h3>{svg.histogram(column)}"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

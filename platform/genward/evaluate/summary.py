@@ -69,9 +69,14 @@ def _tstr(found: Found) -> list[str]:
     item, drop = found.get("tstr"), found.get("tstr_drop")
     if item is None or item.value is None:
         return []
-    of = f"{item.extra.get('score', '')} {figure(item)} for {item.extra.get('target', 'the target')}".strip()
+    score, target = str(item.extra.get("score", "score")), str(item.extra.get("target", "the target"))
+    of = f"{score} {figure(item)} for {_short(target)}"
     lost = "" if drop is None or drop.value is None else f"; drop {figure(drop, True)}"
     return _line("a model taught by them, on real rows", f"{of}; taught by real rows {item.reference:.3f}{lost}")
+
+
+def _short(name: str, most: int = 20) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _apart(found: Found) -> list[str]:

@@ -29,7 +29,9 @@ def number(value: float) -> str:
     """Three digits, without an exponent where it can be."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "-"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
+    if 1e3 <= abs(value) < 1e5:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e3 else f"{value:.1e}"
 
 
 def histogram(column: Mapping[str, Any]) -> str:
@@ -61,10 +63,9 @@ def _outline(shares: Sequence[float], top: float) -> str:
 def _labels(column: Mapping[str, Any]) -> list[str]:
     if "edges" in column:
         low, high = column["edges"][0], column["edges"][-1]
-        unit = f" {column['unit']}" if column["unit"] else ""
         middle = column["edges"][len(column["edges"]) // 2]
         ends = [text(10, 136, number(low), "small"), text(150, 136, number(middle), "small", "middle")]
-        return [*ends, text(290, 136, number(high) + unit, "small", "end")]
+        return [*ends, text(290, 136, number(high), "small", "end")]
     wide = 280 / len(column["labels"])
     if wide < 30:
         return [text(10, 136, f"{len(column['labels'])} categories, the commonest first", "small")]
