@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("engine", "bundle", "audit_append", "audit_verify", "quality", "serving")
+NAMES = ("engine", "bundle", "audit_append", "audit_verify", "quality", "evaluation", "serving")
 
 
 def main() -> int:
