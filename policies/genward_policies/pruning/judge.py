@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from genward.contracts import Evidence
 from genward.digest import digest_of
 from genward.engine import Engine
 from genward.respond import ARROW, encoder
-from genward_policies.pruning import cost, exact, front
+from genward_policies.pruning import cost, exact
 from genward_policies.pruning.config import PruningConfig, cuttable
 from genward_policies.pruning.quality import Loss, relative_loss, usefulness
 from genward_policies.pruning.quantise import widths
@@ -23,7 +21,7 @@ from genward_policies.pruning.quantise import widths
 if TYPE_CHECKING:
     from genward.candidate import Candidate
 
-ROWS, STEP_ROWS = 20_000, 6_000  # generated to judge a release by, and each number of steps by
+ROWS = 20_000  # generated to judge a release by
 LEARNT = 10_000  # rows a booster learns from
 Floats = NDArray[np.float32]
 
@@ -50,9 +48,8 @@ class Judge:
             cost.made(graph, about, self.candidate.codec, cost.key("judge"), ROWS)
             for graph, about in ((parent, meta), (self.candidate.exported.data, self.candidate.exported.meta))
         )
-        real = self._reference(parent, meta)
+        real = reference(self.candidate, parent, meta)
         loss = relative_loss(real, before, after)
-        self._write_front(loss, before, real, len(parent))
         return [
             Evidence("pruning.form", 1.0, f"1: a cheaper form of {self.candidate.parent[:19]}: {self._recipe}"),
             self._lost(loss, len(real)),
@@ -69,14 +66,6 @@ class Judge:
         return str(self.plan["chosen"]["recipe"])
 
     # what rows are worth
-
-    def _reference(self, parent: bytes, meta: Mapping[str, Any]) -> Floats:
-        """Held-out rows. Under protection they are not looked at: the parent's own rows, of other noise, stand in, a
-        stricter judge, since it knows the parent's faults for right."""
-        codec, test = self.candidate.codec, self.candidate.test
-        if self.candidate.recipe.protected:
-            return cost.made(parent, meta, codec, cost.key("reference"), ROWS)
-        return cost.joined(codec, test)
 
     def _lost(self, loss: Loss, rows: int) -> Evidence:
         kind = "rows of the parent" if self.candidate.recipe.protected else "held-out rows"
@@ -163,57 +152,13 @@ class Judge:
             Evidence("pruning.training_rows_read", 0.0, "cutting and recovery were handed no row that was trained on"),
         ]
 
-    # the front
 
-    def _write_front(self, loss: Loss, before: Floats, real: Floats, size: int) -> None:
-        """Points for `attach`: the parent, what was probed, each number of steps without recovery, the release."""
-        first = self.plan["probes"][0]["seconds"]
-        points = [self._point("parent", "parent", first, size, Loss(0.0, 0.0, 0.0, loss.parent, loss.parent))]
-        for probe in self.plan["probes"][1:]:
-            points.append(self._point(probe["recipe"], "probe", probe["seconds"], probe["size"]))
-        points += self._steps(before, real, first, size)
-        released = len(self.candidate.exported.data)
-        points.append(self._point(self._recipe, "released", self.seconds, released, loss))
-        path = self.candidate.folder / front.JSON_FILE
-        path.write_text(json.dumps([asdict(point) for point in points]))
-
-    def _point(
-        self, name: str, kind: str, seconds: float, size: int, loss: Loss | None = None, estimated: bool = False
-    ) -> front.Point:
-        value, low, high = (None, None, None) if loss is None else (loss.value, loss.low, loss.high)
-        price = cost.price(seconds, self.config.price_per_vcpu_hour)
-        return front.Point(name, kind, seconds, price, size, value, low, high, estimated)
-
-    def _steps(self, before: Floats, real: Floats, seconds: float, size: int) -> list[front.Point]:
-        """The trained network with fewer steps, as it is; prices in proportion to what torch took."""
-        if "steps" not in self.config.allow:
-            return []
-        from genward_policies.pruning.torch_rows import made_by_torch
-
-        candidate, found = self.candidate, []
-        recipe = candidate.family.Config(**candidate.recipe.config)
-        network = type(candidate).network(_as_trained(candidate, recipe))
-        quicker = candidate.family.quicker(recipe, False)
-        if not quicker:
-            return []
-        _, whole = made_by_torch(candidate, network, recipe, STEP_ROWS)
-        for config in quicker:
-            rows, taken = made_by_torch(candidate, network, config, STEP_ROWS)
-            loss = relative_loss(real, before[:STEP_ROWS], rows)
-            steps = _difference(recipe, config)
-            found.append(self._point(f"{steps}, not recovered", "steps", seconds * taken / whole, size, loss, True))
-        return found
-
-
-def _as_trained(candidate: Candidate, config: Any) -> Candidate:
-    from dataclasses import replace
-
-    return replace(candidate, config=config)
-
-
-def _difference(old: Any, new: Any) -> str:
-    before, after = old.model_dump(), new.model_dump()
-    return ", ".join(f"{key} {after[key]}" for key in after if after[key] != before[key])
+def reference(candidate: Candidate, parent: bytes, meta: Mapping[str, Any]) -> Floats:
+    """Held-out rows. Under protection they are not looked at: the parent's own rows, of other noise, stand in, a
+    stricter judge, since it takes the parent's faults for right."""
+    if candidate.recipe.protected:
+        return cost.made(parent, meta, candidate.codec, cost.key("reference"), ROWS)
+    return cost.joined(candidate.codec, candidate.test)
 
 
 def _open(table: Any) -> Any:

@@ -99,8 +99,10 @@ class Pruning(Policy):
     def attach(self, candidate: Candidate, evidence: Sequence[Evidence]) -> Mapping[str, bytes]:
         if not candidate.parent or not cuttable(candidate):
             return {}
+        from genward_policies.pruning.points import points as made
 
-        points = [front.Point(**point) for point in json.loads((candidate.folder / front.JSON_FILE).read_bytes())]
+        parent = (candidate.folder / PARENT).read_bytes()
+        points = made(candidate, self.config, _read(candidate), parent, evidence)
         target, floor = self.config.target.cost_per_million_rows, self.config.floor.relative_quality_loss_hi95
         return {
             front.JSON_FILE: front.as_json(points, target, floor),

@@ -75,20 +75,30 @@ def quantise(data: bytes, kind: Literal["static", "dynamic"], feeds: Feeds) -> b
 
     Raises CheckFailed that names the nodes when no layer can be quantised, or one was not that should have been.
     """
+    data = data if kind == "static" else _multiplied(data)
     found = layers(data)
     if not found.chosen:
         named = "; ".join(f"node {name!r}: {why}" for name, why in list(found.left.items())[:3]) or "it has no layers"
-        raise CheckFailed(
-            f"nothing in the graph can be quantised: {named}", where="int8", remedy=f"leave int8_{kind} out"
-        )
+        remedy = f"leave int8_{kind} out of `allow`"
+        raise CheckFailed(f"nothing in the graph can be quantised: {named}", where="int8", remedy=remedy)
     model = onnx.load_model_from_string(data)
     del model.graph.value_info[:]
+    weights = {node.input[1]: node.name for node in model.graph.node if node.name in found.chosen}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         target = Path(folder) / "int8.onnx"
         (_static if kind == "static" else _dynamic)(model, target, found.chosen, feeds)
         after = onnx.load_model(target)
-    _require(after, found.chosen)
+    _require(after, weights)
     return bytes(after.SerializeToString(deterministic=True))
+
+
+def _multiplied(data: bytes) -> bytes:
+    """Gemm as MatMul and Add: onnxruntime has dynamic kernels for those alone, and would rename the nodes itself."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    model = ONNXModel(onnx.load_model_from_string(data))
+    model.replace_gemm_with_matmul()
+    return bytes(model.model.SerializeToString())
 
 
 def _static(model: Any, target: Path, chosen: Sequence[str], feeds: Feeds) -> None:
@@ -134,12 +144,13 @@ class _Noise:
         return 0
 
 
-def _require(model: Any, chosen: Sequence[str]) -> None:
-    """No chosen layer may still hold a float matrix: onnxruntime leaves what it cannot quantise without a word."""
-    stored = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
+def _require(model: Any, weights: Mapping[str, str]) -> None:
+    """No chosen layer may still read its float matrix: onnxruntime leaves what it cannot quantise without a word."""
+    stored = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     for node in model.graph.node:
-        if node.name in chosen and node.op_type in _LAYERS and node.input[1] in stored:
-            raise CheckFailed(f"node {node.name!r} ({node.op_type}) was not quantised", where="int8")
+        if node.op_type in _LAYERS and node.input[1] in stored & weights.keys():
+            name = weights[node.input[1]]
+            raise CheckFailed(f"node {name!r} ({node.op_type}) was not quantised", where="int8")
 
 
 def widths(data: bytes) -> list[list[int]]:

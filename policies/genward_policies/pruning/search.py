@@ -108,7 +108,8 @@ class Search:
         rungs = ladder(self.candidate, self.config)
         chosen = self._float(self._halved(rungs))
         self.progress.finish(f"{len(self.probes)} measurements, {first.seconds / chosen.seconds:.1f} x cheaper")
-        return Found(self.probes, chosen, self.note)
+        left_out = self.config.int8 is not None and chosen.rung.int8 is None
+        return Found(self.probes, chosen, self.note if left_out else "")
 
     def _halved(self, rungs: Sequence[Rung]) -> Probe:
         """The first rung that meets the price, the last one being measured first."""
