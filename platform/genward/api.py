@@ -323,6 +323,13 @@ class Platform:
 
         return everything(read_evidence(self._bundle(reference).files["evidence.json"]))
 
+    def bundle_file(self, reference: str, name: str) -> bytes:
+        """A file of a release, from its verified bundle; NotFound when it has none of that name."""
+        files: Mapping[str, bytes] = self._bundle(reference).files
+        if name not in files:
+            raise NotFound(f"the bundle has no file {name!r}", where=reference, remedy=f"it has {', '.join(files)}")
+        return files[name]
+
     def _bundle(self, reference: str) -> Any:
         from genward.bundle import Bundle
 

@@ -132,6 +132,10 @@ class Mechanism(Protocol):
     def rho(self) -> float:
         """What is left to spend; infinite without protection."""
 
+    def merge(self, field: int, groups: Sequence[int]) -> None:
+        """From now on value v of a field counts as value `groups[v]`: few groups are disturbed less than many values.
+        Free, since a record still has one value; `domain` follows."""
+
     def measure(self, fields: Sequence[int], rho: float) -> NDArray[np.float64]:
         """Counts of every combination of values of some fields, shape (domain[f] for f in fields), Gaussian noise."""
 

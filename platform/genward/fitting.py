@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from genward.candidate import NETWORK
 from genward.contracts import Progress
-from genward.errors import DataError
+from genward.errors import CheckFailed, DataError
 from genward.family import Family, Field, Mechanism, Spec, Trained
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class Exact:
     def __init__(self, spec: Spec, x: NDArray[np.float32], bins: int) -> None:
         self._codes, self.domain = discretised(spec, x, bins)
         self.rows = float(len(x))
+
+    def merge(self, field: int, groups: Sequence[int]) -> None:
+        """Count groups of values from now on."""
+        self._codes, self.domain = merged(self._codes, self.domain, field, groups)
 
     def measure(self, fields: Sequence[int], rho: float) -> NDArray[np.float64]:
         """True counts of every combination of values."""
@@ -149,6 +153,20 @@ def discretised(spec: Spec, x: NDArray[np.float32], bins: int) -> tuple[Codes, t
             missing = x[:, place.choice + 1] > x[:, place.choice]
             codes[:, i] = np.where(missing, place.values - 1, codes[:, i])
     return codes, tuple(place.values for place in columns)
+
+
+def merged(codes: Codes, domain: Sequence[int], field: int, groups: Sequence[int]) -> tuple[Codes, tuple[int, ...]]:
+    """(codes, domain) with a group in place of each value of a field; CheckFailed unless each value has one."""
+    table = np.asarray(groups)
+    if (
+        not 0 <= field < len(domain)
+        or table.shape != (domain[field],)
+        or set(table.tolist()) != set(range(max(groups) + 1))
+    ):
+        raise CheckFailed("each value of a field needs a group, and the groups are 0, 1, ...", where=f"field {field}")
+    codes = codes.copy()
+    codes[:, field] = table[codes[:, field]]
+    return codes, (*domain[:field], int(table.max()) + 1, *domain[field + 1 :])
 
 
 def counted(codes: Codes, domain: Sequence[int], fields: Sequence[int]) -> NDArray[np.float64]:

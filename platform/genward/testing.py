@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from genward.contracts import Evidence, Facts, Outcome, Principal, ReleaseInfo, Request, Verdict
+from genward.contracts import Evidence, Facts, Outcome, Principal, ReleaseInfo, Request, Silent, Verdict
 from genward.errors import CheckFailed
-from genward.family import Family, Objective, Spec
+from genward.family import Family, Mechanism, Objective, Spec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +36,8 @@ def check(cls: type[Any], **config: Any) -> list[str]:
     from genward.policy import Policy
 
     if issubclass(cls, Family):
-        return _run(FAMILY_CHECKS, _Subject(cls, config))
+        subject = _Subject(cls, config)
+        return _run(COUNTING_CHECKS if subject.bins else FAMILY_CHECKS, subject)
     if issubclass(cls, Policy):
         return _run(POLICY_CHECKS, cls, {**getattr(cls, "example", {}), **config})
     raise CheckFailed(f"{cls!r} is neither a Family nor a Policy")
@@ -95,13 +96,23 @@ class _Subject:
         self.config = cls.Config(**config)
         self.codec = small_codec()
         self.spec: Spec = self.codec.spec
+        self.bins = self.family.bins(self.config)
         torch.manual_seed(0)
         self.network: nn.Module = self.family.build(self.spec, self.config)
         encoded = self.codec.encode(small_table())
+        self.encoded = encoded["x"]
         self.record = {name: torch.from_numpy(array[:BATCH]) for name, array in encoded.items() if array.shape[1]}
 
     def __repr__(self) -> str:
         return f"family {self.cls.name!r}"
+
+    def fit(self, mechanism: Mechanism) -> None:
+        """Train a fresh network from counts."""
+        import torch
+
+        torch.manual_seed(0)
+        self.network = self.family.build(self.spec, self.config)
+        self.family.fit(self.network, mechanism, self.config, Silent())
 
     def objectives(self) -> list[Objective]:
         return [o for phase in self.family.phases(self.network, self.config) for o in phase.objectives]
@@ -149,6 +160,69 @@ def _gradients_exist(subject: _Subject) -> None:
         objective.loss(subject.network, subject.record, subject.noise(objective.noise), 0.5).mean().backward()  # type: ignore[no-untyped-call]
         moved = [p for p in subject.network.parameters() if p.grad is not None and bool(p.grad.isfinite().all())]
         _require(bool(moved), f"{type(objective).__name__} moves no parameter", subject)
+
+
+def _trains_one_way(subject: _Subject) -> None:
+    """By phases of objectives, or from counts; not both, and not by neither."""
+    has = bool(subject.objectives())
+    _require(has or subject.bins > 0, "it has neither `phases` nor `bins`, so nothing trains it", subject)
+    _require(not (has and subject.bins), "it has `phases` and `bins`: one of them would never be used", subject)
+
+
+def _keeps_within_its_budget(subject: _Subject) -> None:
+    """With answers as noisy as a privacy policy's, and little to spend: asking for more is an error of the family."""
+    for rho in (1e-6, 0.01, 1.0):
+        mechanism = _fitted(subject, rho)
+        _require(mechanism.rho >= 0, f"spent {rho - mechanism.rho:.6g} of {rho:g}", subject)
+        _require(mechanism.rho < rho, "nothing was asked, so nothing was learnt", subject)
+
+
+def _answers_decide(subject: _Subject) -> None:
+    """The same answers and the same torch seed give the same network, bit for bit; it is finite; none is needed to
+    train it unprotected."""
+    from genward.fitting import Exact
+
+    _fitted(subject, 0.1)
+    first = {name: t.clone() for name, t in subject.network.state_dict().items()}
+    _fitted(subject, 0.1)
+    same = all(bool((first[name] == t).all()) for name, t in subject.network.state_dict().items())
+    _require(same, "two trainings on the same answers differ", subject)
+    subject.fit(Exact(subject.spec, subject.encoded, subject.bins))
+    finite = all(bool(t.isfinite().all()) for t in subject.network.state_dict().values())
+    _require(finite, "a parameter is not finite after training", subject)
+
+
+def _fitted(subject: _Subject, rho: float) -> Any:
+    mechanism = _noisy(subject, rho)
+    subject.fit(mechanism)
+    return mechanism
+
+
+def _noisy(subject: _Subject, rho: float) -> Any:
+    """Answers with the noise of their price from a known seed, and a budget that is kept: for checks, not private."""
+    import numpy as np
+
+    from genward.fitting import Exact
+
+    class Noisy(Exact):
+        def __init__(self) -> None:
+            super().__init__(subject.spec, subject.encoded, subject.bins)
+            self.rho, self._rng = rho, np.random.default_rng(3)
+
+        def _pay(self, rho: float) -> None:
+            _require(0 < rho <= self.rho * (1 + 1e-9), f"asked for rho {rho:g} of {self.rho:g} left", subject)
+            self.rho = max(0.0, self.rho - rho)
+
+        def measure(self, fields: Any, rho: float) -> Any:
+            self._pay(rho)
+            counts = super().measure(fields, rho)
+            return counts + np.rint(self._rng.normal(0, (0.5 / rho) ** 0.5, counts.shape))
+
+        def select(self, candidates: Any, expected: Any, penalties: Any, rho: float) -> int:
+            self._pay(rho)
+            return super().select(candidates, expected, penalties, rho)
+
+    return Noisy()
 
 
 def _samples_are_functions_of_noise(subject: _Subject) -> None:
@@ -232,9 +306,18 @@ class _NoKeys:
 
 FAMILY_CHECKS: Mapping[str, Callable[..., None]] = {
     "names itself": _names_itself,
+    "trains one way": _trains_one_way,
     "one loss per record": _loss_is_per_record,
     "records do not couple": _records_do_not_couple,
     "gradients exist": _gradients_exist,
+    "samples are functions of noise": _samples_are_functions_of_noise,
+    "exports with parity": _exports,
+}
+COUNTING_CHECKS: Mapping[str, Callable[..., None]] = {
+    "names itself": _names_itself,
+    "trains one way": _trains_one_way,
+    "keeps within its budget": _keeps_within_its_budget,
+    "answers decide": _answers_decide,
     "samples are functions of noise": _samples_are_functions_of_noise,
     "exports with parity": _exports,
 }

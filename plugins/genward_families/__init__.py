@@ -11,6 +11,7 @@ from genward.hookspecs import hookimpl
 @hookimpl
 def genward_families() -> Sequence[type[Family]]:
     from genward_families.diffusion.ddim import TableDiffusion
+    from genward_families.marginal.mixture import Marginals
     from genward_families.vae.mixed import TableVAE
 
-    return [TableVAE, TableDiffusion]
+    return [TableVAE, TableDiffusion, Marginals]

@@ -167,7 +167,8 @@ def test_a_number_without_bounds_is_named_with_the_line_to_add() -> None:
 
 
 def test_dates_have_edges_too() -> None:
-    codec = codec_of(column(kind="datetime", minimum="2000-01-01", maximum="2020-01-01", step=3600, edges=["2010-01-01"]))
+    given = {"minimum": "2000-01-01", "maximum": "2020-01-01", "step": 3600, "edges": ["2010-01-01"]}
+    codec = codec_of(column(kind="datetime", **given))
     when = pa.array([np.datetime64("2009-12-31T23:00:00", "us"), np.datetime64("2010-01-01T00:00:00", "us")])
     codes, domain = discretised(codec.spec, codec.encode(pa.table({"a": when}))["x"], 32)
     assert domain == (2,) and codes[:, 0].tolist() == [0, 1]

@@ -320,7 +320,10 @@ def _seconds(run: Callable[[], Tensor]) -> float:
 
 
 def _norms(gradients: list[Tensor]) -> Tensor:
-    return torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
+    found: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]), dim=0
+    )
+    return found
 
 
 def _one(losses: Tensor, objective: Objective) -> Tensor:

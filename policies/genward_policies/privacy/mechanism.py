@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from genward.data.codec import TableCodec, words
 from genward.errors import CheckFailed, UsageError
 from genward.family import Spec
-from genward.fitting import Place, counted, discretised, places
+from genward.fitting import Place, counted, discretised, merged, places
 from genward_policies.privacy.accounting import choice_for
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class PrivateMechanism:
     @property
     def rho(self) -> float:
         return self._left
+
+    def merge(self, field: int, groups: Sequence[int]) -> None:
+        """Count groups of a field's values from now on; a record still has one value, so nothing is paid."""
+        self._codes, self._domain = merged(self._codes, self._domain, field, groups)
+        self._counts = {key: counts for key, counts in self._counts.items() if field not in key}
 
     def measure(self, fields: Sequence[int], rho: float) -> _Counts:
         """Counts of every combination of values, with Gaussian noise of variance 1 / (2 rho) (proposition 1.6).

@@ -197,7 +197,7 @@ def test_the_mechanism_shows_no_records() -> None:
     """Domain, public rows and what is left are all that it shows without paying."""
     source = mechanism(2.0)
     assert source.domain == (33, 4, 5) and source.rows == 200 and source.rho == 2.0
-    assert [name for name in dir(source) if name[0] != "_"] == ["domain", "measure", "rho", "rows", "select"]
+    assert [name for name in dir(source) if name[0] != "_"] == ["domain", "measure", "merge", "rho", "rows", "select"]
 
 
 def test_noisy_marginals_are_in_the_units_of_the_columns_and_as_json_has_it() -> None:

@@ -1,0 +1,1 @@
+"""Marginal-based families: no record is ever seen, only counts."""
