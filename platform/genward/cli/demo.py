@@ -1,4 +1,8 @@
-"""`genward demo`: the whole story on one machine, on real data, in its own folder."""
+"""`genward demo`: the whole story on one machine, on real data, in its own folder.
+
+Two releases of one table: a private one (marginals under differential privacy, with its ledger and its odds), and a
+diffusion cut to a price. Then the second is served, asked, proved and replayed.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from genward.api import Released
 from genward.cli import common
-from genward.errors import NotFound, Unavailable
+from genward.errors import CheckFailed, NotFound, Unavailable
 from genward.progress import for_terminal
 
 if TYPE_CHECKING:
-    from genward.api import Platform, Released
+    from genward.api import Platform
     from genward.client import Answer
+    from genward.data.dataset import Dataset
 
-NAME = "transport"
-TABLE, SCHEMA = "mp_transport.csv.gz", "mp_transport.yaml"
+NAME, PRIVATE = "transport", "transport-private"
+TABLE, SCHEMA, DECLARED = "mp_transport.csv.gz", "mp_transport.yaml", "mp_transport_private.yaml"
 TARGET = "S_p"
 CONDITION = "kappa_n>1e5"
 SECONDS = {False: 75.0, True: 10.0}  # CPU seconds of training, by --quick
@@ -39,12 +46,13 @@ def demo(
     once: Annotated[bool, typer.Option(help="Stop the server at the end.")] = False,
     folder: Annotated[Path, typer.Option(help="State folder of the demo.")] = Path(".genward-demo"),
 ) -> None:
-    """Train, seal, serve, ask, verify and replay, on 47,737 computed materials."""
+    """Train privately, train and prune, seal, serve, ask, verify and replay, on 47,737 computed materials."""
     started = time.monotonic()
     common.use_state(folder)
     platform = _platform(folder)
     key = platform.create_key("demo", ["consumer"], days=30, label="demo")
-    released = _release(platform, quick)
+    _private(platform, quick)
+    released = _pruned(platform, quick)
     with _serve(folder) as server:
         answer = _ask(server.url, key, released)
         receipt = folder / "receipt.json"
@@ -68,22 +76,86 @@ def _platform(folder: Path) -> Platform:
     return platform
 
 
-def _release(platform: Platform, quick: bool) -> Released:
-    data = _examples()
-    dataset = platform.add_dataset(data / TABLE, schema=data / SCHEMA, name=NAME)
-    _step("check the data", f"{dataset.rows:,} materials, {len(dataset.schema.columns)} columns, {dataset.digest[:19]}")
+def _private(platform: Platform, quick: bool) -> None:
+    """A release that is differentially private; when the data set's budget is spent, the refusal is the story."""
+    _adopt(platform, "private.yaml")
+    dataset = _dataset(platform, DECLARED, PRIVATE)
+    try:
+        candidate = platform.train(dataset.name, family="marginals", target=TARGET, progress=for_terminal())
+    except CheckFailed as error:
+        print(f"  {error}\n  That is the budget at work: this data set was trained on as often as the policy allows.")
+        return
+    _step("train privately", f"candidate {candidate.id}")
+    released = _released(platform, candidate.id, PRIVATE, quick)
+    _show(platform, released)
+    told = platform.bundle_file(released.reference, "privacy.md").decode().splitlines()
+    _step("what an attacker could learn", told[2])
+    _step("the ledger of the data set")
+    _run("ledger", "show", PRIVATE)
+
+
+def _pruned(platform: Platform, quick: bool) -> Released:
+    """A diffusion, then the same cut to the price that the policy names; `--quick` leaves the cut out."""
+    _adopt(platform, "default.yaml" if quick else "pruned.yaml")
+    dataset = _dataset(platform, SCHEMA, NAME)
     candidate = platform.train(
         dataset.name, family="diffusion", target=TARGET, max_cpu_seconds=SECONDS[quick], progress=for_terminal()
     )
     _step("train", f"candidate {candidate.id}, loss curves in {candidate.folder / 'losses.png'}")
-    released = platform.release(
-        candidate.id, NAME, alias="production", grant=["demo"], evaluate_rows=5_000 if quick else 20_000,
-        progress=for_terminal(),
-    )  # fmt: skip
-    _step("release", f"{released.reference} = {released.digest[:19]}, log entry {released.audit_index}")
-    print(platform.evidence_text(released.reference))
-    print(f"  synthetic beside real rows, column by column: {candidate.folder / 'marginals.png'}")
+    released = _released(platform, candidate.id, NAME, quick)
+    _show(platform, released)
+    print(f"  the report, column by column: {platform.bundle_folder(released.reference) / 'report.html'}")
+    if not quick:
+        _step("what it costs")
+        _run("model", "cost", NAME)
     return released
+
+
+def _cheapest(platform: Platform, candidate: str, quick: bool) -> Released:
+    """The pruned release; where a gate refuses it, its parent, which was released before, serves."""
+    try:
+        return _released(platform, candidate, NAME, quick)
+    except CheckFailed as error:
+        print(f"  {error}\n  That is a gate at work: the network that was not cut goes to production.")
+    last = max(platform.releases(), key=lambda row: (row["name"] == NAME, row["version"]))
+    platform.set_alias(f"{NAME}:{last['version']}", "production")
+    return Released(f"{NAME}:{last['version']}", str(last["digest"]), 0)
+
+
+def _adopt(platform: Platform, name: str) -> None:
+    """Make a shipped policy document the active one: proposed, approved and activated by the one operator."""
+    text = files("genward_policies").joinpath(name).read_text(encoding="utf-8")
+    digest = platform.propose_policy(text)
+    platform.approve_policy(digest)
+    platform.activate_policy(digest)
+    _step("the policy", f"{name} is active, {digest[:19]}")
+
+
+def _dataset(platform: Platform, schema: str, name: str) -> Dataset:
+    data = _examples()
+    dataset = platform.add_dataset(data / TABLE, schema=data / schema, name=name)
+    _step("check the data", f"{dataset.rows:,} materials, {len(dataset.schema.columns)} columns, {dataset.digest[:19]}")
+    return dataset
+
+
+def _released(platform: Platform, candidate: str, name: str, quick: bool) -> Released:
+    rows = 5_000 if quick else 20_000
+    return platform.release(
+        candidate, name, alias="production", grant=["demo"], evaluate_rows=rows, progress=for_terminal()
+    )
+
+
+def _show(platform: Platform, released: Released) -> None:
+    _step("release", f"{released.reference} = {released.digest[:19]}")
+    print(platform.evidence_text(released.reference))
+
+
+def _run(*words: str) -> None:
+    """A command as a person would type it, in this process."""
+    from genward.cli import command_line
+
+    print(f"  $ genward {' '.join(words)}", flush=True)
+    command_line()(args=list(words), standalone_mode=False)
 
 
 def _ask(url: str, key: str, released: Released) -> Answer:
