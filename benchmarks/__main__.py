@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("engine", "bundle", "audit_append", "audit_verify", "quality", "evaluation", "serving")
+NAMES = (
+    "engine",
+    "bundle",
+    "audit_append",
+    "audit_verify",
+    "quality",
+    "evaluation",
+    "serving",
+    "private_training",
+    "pruning",
+)
 
 
 def main() -> int:
