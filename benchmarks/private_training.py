@@ -1,4 +1,4 @@
-"""Private training against a hand-written Opacus ghost loop: `python -m benchmarks.private_training [--quick]`.
+"""Private training against a hand-written Opacus ghost loop: `python benchmarks/private_training.py [--quick]`.
 
 A VAE of 210,000 parameters in linear layers, expected batch 256, Poisson sampling, AdamW. The Opacus loop is what its
 manual shows: GradSampleModule with ghost clipping, DPOptimizer with torch's generator, the same vectorised Poisson
@@ -174,7 +174,7 @@ def ratio(found: dict[str, list[float]], above: str, below: str) -> float:
 
 def peak(name: str, steps: int) -> float:
     """MiB by which training raises the peak of a process that has torch and the records already."""
-    command = [sys.executable, "-m", "benchmarks.private_training", "--memory", name, "--steps", str(steps)]
+    command = [sys.executable, __file__, "--memory", name, "--steps", str(steps)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from genward.candidate import NETWORK
 from genward.contracts import Progress
-from genward.errors import CheckFailed, DataError
+from genward.errors import CheckFailed, DataError, Interrupted
 from genward.family import Family, Field, Mechanism, Spec, Trained
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ def fit(
     about = {"spec": spec, "network": network, "phases": (), "records": records}
     owner = None if protect is None else protect(**about, device=torch.device("cpu"), options=options)
     mechanism: Mechanism = Exact(spec, records["x"], family.bins(config)) if owner is None else owner.mechanism()
-    family.fit(network, mechanism, config, progress)
+    try:
+        family.fit(network, mechanism, config, progress)
+    except KeyboardInterrupt:
+        progress.finish("stopped")
+        remedy = "the same command with --resume begins anew"
+        raise Interrupted("training was stopped", where=str(folder), remedy=remedy) from None
     if owner is not None:
         owner.finish()
     return _kept(network, folder, options)

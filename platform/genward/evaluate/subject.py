@@ -112,6 +112,8 @@ def judge_files(
     Without a schema one is inferred from the real rows. The synthetic file may leave bounds and have gaps: that is
     counted, and not refused. DataError names file, row and column of what cannot be read.
     """
+    if not output.parent.is_dir():
+        raise UsageError("cannot write it: there is no such folder", where=str(output), remedy="make it first")
     used = _schema(real, schema)
     tables = (None if train is None else read_table(train, used), read_table(real, used))
     made = read_table(synthetic, _lenient(used))

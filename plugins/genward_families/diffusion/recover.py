@@ -16,7 +16,7 @@ from genward.family import Distillation, NoiseSpec, Record
 from genward_families.backbones.cutting import context_weights, copy_linear, cut_tower, heaviest
 from genward_families.diffusion.network import Denoiser, Sampler
 
-_EVALUATIONS = 768  # of the network, a step
+_EVALUATIONS = 256  # of the network, a step
 
 
 def cut(trained: Denoiser, smaller: Any) -> Denoiser:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genward.family import Distillation, NoiseSpec, Record
+from genward.family import Distillation, NoiseSpec, Optimiser, Record
 from genward_families.backbones.cutting import copy_linear, cut_tower, heaviest
 from genward_families.vae.network import Coupling, MixedVAE
 
@@ -38,6 +38,9 @@ def _cut_coupling(old: Any, new: Any) -> None:
 
 class Answers(Distillation):
     """Divergence of the student's distributions from the teacher's, field by field, at the same place of the base."""
+
+    batch = 64  # many small steps: at the same time they come ten times nearer than batches of 512
+    optimiser = Optimiser(lr=4e-3, warmup=0.02)
 
     def __init__(self, teacher: MixedVAE) -> None:
         self._teacher = teacher

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from genward.candidate import Candidate
@@ -106,8 +105,8 @@ def test_magnitude_pruning_changes_no_width(subject: Any) -> None:
     assert zeros and min(zeros) > 0.75
 
 
-def test_the_steps_time_is_computed_once_for_all_rows(make_candidate: Callable[..., Candidate]) -> None:
-    """The time's layers see one row, whatever the batch, and are left float."""
-    exported = _exported(make_candidate("diffusion"))
-    assert any("once for all rows" in why for why in layers(exported.data).left.values())
-    torch.manual_seed(0)
+def test_only_what_every_row_goes_through_is_quantised(make_candidate: Callable[..., Candidate]) -> None:
+    """Two layers a block and step: the time's are computed once for all rows, if they are not constant altogether."""
+    candidate = make_candidate("diffusion")
+    chosen = layers(_exported(candidate).data).chosen
+    assert len(chosen) == 2 * candidate.config.blocks * candidate.config.steps
