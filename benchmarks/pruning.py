@@ -165,9 +165,9 @@ def beside(candidate: Candidate, parent: Exported, seconds: float) -> list[Point
 # through the endpoint
 
 
-def endpoint(platform: Platform, candidate: Candidate, price: float, recovery: float) -> dict[str, Any]:
+def endpoint(platform: Platform, candidate: Candidate, base: str, price: float, recovery: float) -> dict[str, Any]:
     """Release under the policy, serve, ask for pages of new rows, and compare prices."""
-    text = platform.policy_text() + (
+    text = base + (
         f"\npruning: {{price_per_vcpu_hour: {PER_HOUR}, target: {{cost_per_million_rows: {price}, batch: {BATCH}}}, "
         f"floor: {{relative_quality_loss_hi95: 1.0, tstr_drop: 1.0}}, recovery_cpu_seconds: {recovery}}}\n"
     )
@@ -261,12 +261,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gw") as folder:
         platform, _ = Platform.init(Path(folder) / "s", tenant="bench", single_operator=True)
         platform.add_dataset(DATA / "mp_transport.csv.gz", schema=DATA / "mp_transport.yaml", name="transport")
+        base = platform.policy_text()
         for name in chosen.only:
             candidate = trained(platform, SUBJECTS[name], chosen.seconds)
             rows.append(pruned(name, SUBJECTS[name], candidate, chosen.recovery))
+            print(json.dumps({k: v for k, v in rows[-1].items() if k != "points"}), flush=True)
             if name != "vae wide":
                 price = 1.1 * cost.price(rows[-1]["child"]["whole"], PER_HOUR)
-                ends.append({"subject": name, **endpoint(platform, candidate, price, 10.0)})
+                ends.append({"subject": name, **endpoint(platform, candidate, base, price, 10.0)})
         platform.close()
     show(rows, ends)
     result = {"load_average": os.getloadavg(), "recovery": chosen.recovery, "rows": rows, "endpoint": ends}
