@@ -15,6 +15,7 @@ NAMES = (
     "evaluation",
     "serving",
     "private_training",
+    "private_utility",
     "pruning",
 )
 

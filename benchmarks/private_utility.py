@@ -196,7 +196,7 @@ def child(given: Mapping[str, Any]) -> dict[str, Any]:
     spent = time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     told = json.loads((candidate.folder / "privacy.json").read_text())
-    exported = export_graph(candidate.family, candidate.network, candidate.config, candidate.codec)
+    exported = export_graph(candidate.family, candidate.network(), candidate.config, candidate.codec)
     made, rate = sample(exported, candidate.codec, given["rows"], given["seed"])
     pq.write_table(made, given["made"])
     return {"cpu_seconds": spent, "megabytes": memory, "rows_per_second": rate, "told": _told(told)}
