@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from genward_families.diffusion.network import Denoiser
 
-STEPS = (100, 50, 25, 16, 12, 10, 8, 7, 6, 5, 4, 3, 2)  # how many calls a quicker sampler may take
+STEPS = (100, 50, 25, 16, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2)  # how many calls a quicker sampler may take
 
 
 class DiffusionConfig(FamilyConfig):

@@ -17,6 +17,7 @@ from genward_families.backbones.cutting import context_weights, copy_linear, cut
 from genward_families.diffusion.network import Denoiser, Sampler
 
 _EVALUATIONS = 256  # of the network, a step
+_LEAST = 0.1  # of the mean weight
 
 
 def cut(trained: Denoiser, smaller: Any) -> Denoiser:
@@ -35,7 +36,12 @@ def cut(trained: Denoiser, smaller: Any) -> Denoiser:
 
 
 class Trajectories(Distillation):
-    """Mean squared error of v over the student's steps, at states that the teacher went through."""
+    """Mean squared error of v over the student's steps, at states that the teacher went through.
+
+    With a = cos and s = sin of an angle, an error of v moves the next state by the sine of the angle between the two,
+    and the rest of the way keeps it about as large; steps weigh in that proportion, a tenth of the mean at least, so
+    that those at little noise, which place near-dependent columns, are not forgotten.
+    """
 
     def __init__(self, teacher: Denoiser, config: Any, smaller: Any) -> None:
         self.noise = [NoiseSpec("e", (teacher.width,))]
@@ -44,6 +50,7 @@ class Trajectories(Distillation):
         self._every = fine
         self._teacher = Sampler(teacher, (smaller.steps - 1) * fine + 1, config.sampler)
         self._student = Sampler(teacher, smaller.steps, smaller.sampler)  # its table of coefficients only
+        self._weights = _moved(self._student.sigmas)
         self._mapped = smaller.sampler != config.sampler
 
     def examples(self, noise: Record, condition: Tensor | None) -> Record:
@@ -79,5 +86,14 @@ class Trajectories(Distillation):
         rows, steps, width = example["x"].shape
         c = example["c"].repeat_interleave(steps, dim=0) if "c" in example else None
         v = denoiser.predict(example["x"].reshape(-1, width), self._student.times.repeat(rows), c)
-        found: Tensor = ((v.reshape(rows, steps, width) - example["v"]) ** 2).mean(dim=(1, 2))
+        errors = ((v.reshape(rows, steps, width) - example["v"]) ** 2).mean(dim=2)
+        found: Tensor = (errors * self._weights).mean(dim=1)
         return found
+
+
+def _moved(sigmas: Tensor) -> Tensor:
+    """Weights (steps,) of mean 1."""
+    angles = torch.asin(sigmas)
+    moved = torch.sin(angles - torch.cat([angles[1:], torch.zeros(1)]))
+    kept = torch.clamp(moved / moved.mean(), min=_LEAST)
+    return kept / kept.mean()

@@ -16,6 +16,7 @@ from genward.engine import Program
 from genward.table import Cell
 
 RUNS, LONGEST = 9, 2.0  # runs at most, and the CPU seconds after which there are enough of them
+PAGES, WARM = 24, 3
 _MILLION, _HOUR = 1e6, 3600.0
 
 
@@ -41,6 +42,16 @@ def least(run: Callable[[], object]) -> float:
         run()
         taken.append(time.thread_time() - began)
     return min(taken)
+
+
+def typical(run: Callable[[], object]) -> float:
+    """CPU seconds of this thread, the median of some runs after a few to warm up."""
+    taken: list[float] = []
+    while len(taken) < PAGES and (len(taken) < WARM + 3 or sum(taken) < LONGEST):
+        began = time.thread_time()
+        run()
+        taken.append(time.thread_time() - began)
+    return float(np.median(taken[WARM:]))
 
 
 def key(label: str) -> bytes:

@@ -1,8 +1,8 @@
 """Latency first: which network meets the price is found on untrained ones, since shapes alone decide what they cost.
 
-Rungs go from the trained network down, least pruning first: fewer sampler steps to about half of those there are, then
-eight-bit weights, then channels and steps in turn. The cheapest rung is measured, then the ladder is halved, so that a
-handful of measurements finds the first rung that meets the price.
+Rungs go from the trained network down, least pruning first: eight-bit weights, then fewer sampler steps to about half
+of the choices there are, then channels and steps in turn. The cheapest rung is measured, then the ladder is halved, so
+that a handful of measurements finds the first rung that meets the price.
 """
 
 from __future__ import annotations
@@ -67,10 +67,11 @@ def ladder(candidate: Candidate, config: PruningConfig) -> list[Rung]:
     thin = list(family.thinner(given)) if "structured" in config.allow else []
     quick = list(family.quicker(given, True)) if "steps" in config.allow else []
     half = (len(quick) + 1) // 2
-    rungs = [Rung(given), *(Rung(c) for c in quick[:half])]
-    last = rungs[-1].config
-    if config.int8:
-        rungs.append(Rung(family.unrolled(last), config.int8))
+
+    def rung(recipe: Any) -> Rung:
+        return Rung(family.unrolled(recipe) if config.int8 else recipe, config.int8)
+
+    rungs = [Rung(given), *([rung(given)] if config.int8 else []), *(rung(c) for c in quick[:half])]
     narrow, at = given, half - 1
     for thinner, faster in zip_longest(thin, quick[half:]):
         for step in (thinner, faster):
@@ -78,7 +79,7 @@ def ladder(candidate: Candidate, config: PruningConfig) -> list[Rung]:
                 continue
             narrow, at = (step, at) if step is thinner else (narrow, at + 1)
             both = family.quicker(narrow, True)[at] if at >= 0 and quick else narrow
-            rungs.append(Rung(family.unrolled(both) if config.int8 else both, config.int8))
+            rungs.append(rung(both))
     return _spread(rungs, RUNGS)
 
 
