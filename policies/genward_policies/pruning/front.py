@@ -79,5 +79,5 @@ def _series(axes: Any, kind: str, points: Sequence[Point]) -> None:
     losses = [100 * (p.loss or 0.0) for p in judged]
     below = [100 * ((p.loss or 0.0) - (p.low if p.low is not None else p.loss or 0.0)) for p in judged]
     above = [100 * ((p.high if p.high is not None else p.loss or 0.0) - (p.loss or 0.0)) for p in judged]
-    label = f"{kind}, {sizes}"
+    label = f"{kind if len(judged) > 1 or kind == 'parent' else judged[0].name}, {sizes}"
     axes.errorbar([p.price for p in judged], losses, yerr=[below, above], fmt="o", ms=4, capsize=2, label=label)
