@@ -44,7 +44,7 @@ def pruned(
 ) -> Pruned:
     """A diffusion at less than half of its price."""
     candidate = make_candidate("diffusion")
-    policy = make_policy(0.4 * parent_price("diffusion"))
+    policy = make_policy(0.48 * parent_price("diffusion"))
     compressed = policy.compress(candidate, Silent())
     child = seal(candidate, compressed)
     return Pruned(policy, candidate, child, compressed, list(policy.measure(child)))
@@ -202,7 +202,8 @@ def test_another_width_than_the_recipes_is_refused(pruned: Pruned, seal: Any) ->
     config = pruned.candidate.family.thinner(pruned.compressed.config)[0]
     spec = pruned.candidate.codec.spec
     narrow = pruned.candidate.family.cut(pruned.compressed.network, spec, config)
-    other = seal(pruned.candidate, replace(pruned.compressed, network=narrow, config=config))
+    # In float32: a network that is narrow already may have no layer left that is worth eight bits.
+    other = seal(pruned.candidate, replace(pruned.compressed, network=narrow, config=config, quantise=None))
     assert "wrong_widths" in _reasons(pruned.policy, list(pruned.policy.measure(other)))
 
 
