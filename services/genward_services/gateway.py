@@ -19,6 +19,7 @@ import bentoml
 from genward.api import Platform
 from genward.errors import GenwardError
 from genward.stream import sweep
+from genward_services import wire
 from genward_services.app import routes_app, rules
 from genward_services.guard import Guard
 
@@ -56,10 +57,8 @@ class Late:
 async def _sweeping(platform: Platform) -> None:
     """Settle lost grants, give back quota chunks that lie idle, count what the log settled, forget old windows."""
     while True:
-        try:
+        with suppress(GenwardError):  # the log or the store is away: requests are refused, the next round tries again
             await asyncio.to_thread(_swept, platform)
-        except GenwardError:
-            pass  # the log or the store is away: requests are refused meanwhile, the next round tries again
         await asyncio.sleep(SWEEP_SECONDS)
 
 
@@ -72,6 +71,7 @@ def _swept(platform: Platform) -> None:
 
 
 application = Late()
+wire.install()
 
 
 def _closed(app: Any) -> Guard:

@@ -54,9 +54,9 @@ class Passed:
 class Refused(GenwardError):
     """What the guard says no to, with its own status."""
 
-    def __init__(self, status: int, title: str, what: str) -> None:
+    def __init__(self, status: int, title: str, what: str, allow: str = "") -> None:
         super().__init__(what)
-        self.status, self.title = status, title
+        self.status, self.title, self.allow = status, title, allow
 
 
 class Guard:
@@ -90,7 +90,8 @@ class Guard:
         for rule, names in here:
             if rule.method == method or (method == "HEAD" and rule.method == "GET"):
                 return rule, names
-        raise Refused(405, "method not allowed", f"use {', '.join(sorted({rule.method for rule, _ in here}))}")
+        allow = ", ".join(sorted({rule.method for rule, _ in here}))
+        raise Refused(405, "method not allowed", f"use {allow}", allow)
 
     def _here(self, path: str) -> list[tuple[Rule, Mapping[str, str]]]:
         """Rules of a path, at least one."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def allow_list(words: Sequence[str]) -> Sequence[str]:
     """Whose commands may be loaded, by the state folder that a command line names; only ours where none can be read."""
     from genward import config
 
-    given = [after for word, after in zip(words, words[1:], strict=False) if word == "--state"]
+    given = [after for word, after in pairwise(words) if word == "--state"]
     given += [word.removeprefix("--state=") for word in words if word.startswith("--state=")]
     file = Path((given or [os.environ.get(STATE, DEFAULT_STATE)])[0]) / config.FILE
     try:
