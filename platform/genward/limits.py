@@ -116,6 +116,11 @@ class Limits:
             held.touched = time.monotonic()
             return max(0, limit - held.used) + held.left
 
+    def used(self, name: str, window: Window = _ALWAYS) -> int:
+        """How much of a window is used, workers' chunks included."""
+        with self.store.begin() as c:
+            return _used(c, _is(name, window)) or 0
+
     def refund(self, name: str, amount: int, window: Window = _ALWAYS) -> None:
         """Give back what was reserved and not spent: to this process's chunk, or to the store where it has none."""
         if amount <= 0:

@@ -163,8 +163,10 @@ class Pages:
         return self._counters.advance(cursor, positions, min(_CHUNK, share), most=share)
 
     def settle(self, plan: Plan, rows: int, scanned: int) -> None:
-        """Move the cursor to where a filtered or screened page stopped, and learn its yield for the next one. The rows
-        are given by now: where the cursor cannot be moved, the next page repeats some of them, and nobody is refused."""
+        """Move the cursor to where a filtered or screened page stopped, and learn its yield for the next one.
+
+        The rows are given by now: where the cursor cannot be moved, the next page repeats some, and nobody is refused.
+        """
         cursor = plan.cursor
         filtered = plan.predicate is not None and plan.predicate.clauses
         if cursor is None or scanned == 0 or (scanned <= plan.reserved and not filtered):

@@ -405,6 +405,7 @@ class Pipeline:
     def _active(self, seen: int | None) -> PolicySet:
         digest, text = self.registry.active_policy(seen)
         if self._policies is None or self._policies[0] != digest:
+            self.counters.catch_up(self.audit)  # a limit that is new counts what was given before it
             self._policies = (digest, self._make_policies(digest, text))
         return self._policies[1]
 

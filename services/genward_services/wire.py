@@ -41,6 +41,8 @@ class Wire(HttpToolsProtocol):
                 return
         if data and not self.transport.is_closing():
             super().data_received(data)
+        if self._timer is None and self.cycle is not None and self.cycle.response_complete:
+            self._wait()  # what still comes after a response has an end too
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -52,7 +54,11 @@ class Wire(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _expect(self) -> None:
+        self._arrived()
         self._in_head, self._room = True, MAX_HEAD
+        self._wait()
+
+    def _wait(self) -> None:
         self._timer = self.loop.call_later(HEAD_SECONDS, self._refuse, 408, "the head did not arrive in time")
 
     def _arrived(self) -> None:
