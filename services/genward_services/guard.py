@@ -19,7 +19,7 @@ from genward.errors import GenwardError, UsageError
 from genward_services.problem import problem_response
 
 MAX_DEPTH = 16
-MAX_DIGITS = 20  # of an integer
+MAX_DIGITS = 300  # of an integer: as many as a float may stand for
 BODY_SECONDS = 20.0  # in which a body must have arrived
 PASSED = "genward.passed"  # where a scope says what the guard found
 _LENGTH = 18  # digits of a content-length
