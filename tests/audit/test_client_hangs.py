@@ -20,16 +20,17 @@ class Hanging:
     def __init__(self) -> None:
         self.awake = asyncio.Event()
         self.seen: list[bytes] = []
+        self.open: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = p.Parser()
+        self.open.append(writer)
         while data := await reader.read(1 << 16):
             for kind, number, body in parser.feed(data):
                 await self.awake.wait()
                 if kind == p.STAMPED:
                     self.seen.append(body)
                 writer.write(p.pack(p.OK, number, len(self.seen).to_bytes(8, "big")))
-        writer.close()
 
 
 async def _with_writer(run: Path, work: Any) -> None:
@@ -40,7 +41,11 @@ async def _with_writer(run: Path, work: Any) -> None:
         await work(hanging, client)
     finally:
         await client.detach()
+        for writer in hanging.open:
+            writer.close()
+            await writer.wait_closed()
         server.close()
+        await server.wait_closed()
 
 
 def test_an_append_to_a_writer_that_hangs_ends_and_the_next_end_at_once(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import json
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
