@@ -53,6 +53,11 @@ _MORE = text(
     "INSERT INTO limits (name, seconds, starts, used, settled) VALUES (:name, :seconds, :starts, 0, :settled)"
     " ON CONFLICT (name, seconds, starts) DO UPDATE SET settled = limits.settled + excluded.settled"
 )
+_WHOLE = text(
+    "UPDATE limits SET used = CASE WHEN settled > used THEN settled ELSE used END + :wanted"
+    " WHERE name = :name AND seconds = :seconds AND starts = :starts"
+    " AND used + :wanted <= :limit AND settled + :wanted <= :limit RETURNING used"
+)
 _FIRST = text("INSERT INTO limit_marks (name, value) VALUES (:name, 0) ON CONFLICT DO NOTHING")
 
 
@@ -169,13 +174,16 @@ class Limits:
 
     def _take(self, name: str, window: Window, least: int, wanted: int, limit: int) -> tuple[int, int]:
         """(taken, used afterwards): as much of `wanted` as the limit leaves, nothing if that is below `least`."""
-        here = _is(name, window)
+        here, place = _is(name, window), {"name": name, **window._asdict()}
         with self.store.begin() as c:
+            whole = c.execute(_WHOLE, {**place, "wanted": wanted, "limit": limit}).scalar()
+            if whole is not None:  # in one statement, as nearly always
+                return wanted, int(whole)
             used = _used(c, here)
             if used is None:
                 if _forgotten(c, window):
                     return 0, limit
-                c.execute(_NEW, {"name": name, **window._asdict()})
+                c.execute(_NEW, place)
                 used = _used(c, here) or 0
             take = min(wanted, limit - used)
             if take < least:
