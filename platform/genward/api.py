@@ -370,6 +370,12 @@ class Platform:
         self.record("release.grant", tenant=tenant, model=f"{info.name}:{info.version}")
         return list(self.registry.grant(info, tenant).tenants)
 
+    def raise_pool(self, reference: str, slots: int, actor: str = "") -> dict[str, Any]:
+        """Append a segment to a release's pool, `slots` in all; returns what all keys can hold now, at what risk."""
+        from genward import pool
+
+        return pool.raise_pool(self, reference, slots, actor)
+
     def retire(self, reference: str, actor: str = "") -> str:
         """Take a release out of service."""
         info = self.registry.resolve(reference)

@@ -42,6 +42,7 @@ class ReleaseInfo:
     version: int
     digest: str
     tenants: tuple[str, ...] = ()  # empty: no tenant was granted it; "*" grants all
+    raised: str = ""  # the newest signed statement that its pool was raised (genward.pool)
 
 
 @dataclass(frozen=True, slots=True)
