@@ -159,7 +159,8 @@ class Platform:
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        return PolicyContext(*given, sealed=self._sealed, counters=self.counters)
+        attackers = lambda: self.plugins.attackers  # noqa: E731
+        return PolicyContext(*given, sealed=self._sealed, attackers=attackers, counters=self.counters)
 
     def _sealed(self, digest: str, name: str) -> bytes:
         """A small file of a bundle by its digest; the bundle is verified once in this process."""

@@ -49,8 +49,8 @@ class Target:
 
 
 class Attacker(ABC):
-    """One way to copy. A light one is run on every batch of delivered rows, a usual one on some; a costly one learns for
-    as long as `Target.cpu_seconds` says, and is run once at few sizes."""
+    """One way to copy. A light one is run on every batch of delivered rows, a usual one on some; a costly one learns
+    for as long as `Target.cpu_seconds` says, and is run once at few sizes."""
 
     name: ClassVar[str]
     effort: ClassVar[Literal["light", "usual", "costly"]] = "usual"

@@ -55,6 +55,9 @@ class Sizes:
         return Sizes(max(4000, int(self.reference * share)), batch, repeats, self.grid)
 
 
+SIZES = Sizes()
+
+
 class Point(NamedTuple):
     """One attack on n rows: the copy's distance from fresh rows of the release, and from held-out real ones."""
 
@@ -97,9 +100,9 @@ class Portfolio:
         attackers: Sequence[type[Attacker]],
         real: Rows | None,
         seconds: float,
-        sizes: Sizes = Sizes(),  # noqa: B008 - frozen
+        sizes: Sizes | None = None,
     ) -> None:
-        self._draw, self._target, self._seconds, self._sizes = draw, target, seconds, sizes
+        self._draw, self._target, self._seconds, self._sizes = draw, target, seconds, sizes or SIZES
         self._skipped = {a.name: why for a in attackers if (why := a.cannot(target))}
         self._attackers = [a for a in attackers if a.name not in self._skipped]
         self._given_real = real

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 Response = Literal["record", "slow", "deny"]
 
@@ -33,7 +33,7 @@ class Detection(_Strict):
 class ExtractionConfig(_Strict):
     """A pool, the risk that may be run, and what happens when a tenant has had his share."""
 
-    pool: Literal["auto", "none"] | int = "auto"
+    pool: Literal["auto", "none"] | StrictInt = "auto"
     max_risk: MaxRisk = MaxRisk()
     on_exceed: Literal["recycle", "deny"] = "recycle"
     detection: Detection = Detection()
@@ -50,7 +50,7 @@ class ExtractionConfig(_Strict):
 
     @model_validator(mode="after")
     def _agree(self) -> ExtractionConfig:
-        if isinstance(self.pool, bool) or (isinstance(self.pool, int) and self.pool < 1):
+        if isinstance(self.pool, int) and self.pool < 1:
             raise ValueError(f"pool is {self.pool!r}: write auto, none, or how many slots there shall be")
         if self.pool == "none" and self.max_risk.release is not None:
             raise ValueError("without a pool nothing bounds what all keys hold together: write max_risk.release: null")

@@ -1,7 +1,8 @@
-"""Curves: how near a copy comes with n rows, D(n) = a + b n^-alpha, and what that is in risk.
+"""Curves: how near a copy comes with n rows, D(n) = min(a + b n^-alpha, e / n), and what that is in risk.
 
 D is a distance corrected for finite samples: the distance of a copy's rows from the release's, less the distance that
-as many of the release's own rows have. Risk is the formula
+as many of the release's own rows have. That own distance also says how near the rows themselves are, for who just keeps
+them: e / n, whatever an attack was measured to do. Risk is the formula
 
     R(n) = [ln D'(100) - ln D'(n)] / [ln D'(100) - ln 1.25 F],  D' = D + F,  within [0, 1],
 
@@ -30,24 +31,27 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """D(n) = a + b n^-alpha."""
+    """D(n) = min(a + b n^-alpha, own / n)."""
 
     a: float
     b: float
     alpha: float
+    own: float
 
     def at(self, n: float) -> float:
-        return float(self.a + self.b * float(n) ** -self.alpha)
+        return min(float(self.a + self.b * float(n) ** -self.alpha), self.own / n)
 
 
-def fit(sizes: Sequence[float], distances: Sequence[float], offset: float, rates: Floats = _RATES) -> Curve:
+def fit(
+    sizes: Sequence[float], distances: Sequence[float] | Floats, offset: float, own: float, rates: Floats = _RATES
+) -> Curve:
     """The curve with the least squared relative errors, each relative to the distance plus `offset`, a and b not
-    negative. Sizes and distances: (m,), three or more."""
+    negative. Sizes and distances: (m,), three or more. `own`: e of what keeps the rows."""
     n, d = np.asarray(sizes, dtype=np.float64), np.asarray(distances, dtype=np.float64)
     weights = 1 / np.maximum(d + offset, offset if offset > 0 else 1e-12)
     found = [(*_line(n**-rate, d, weights), float(rate)) for rate in rates]
     _, a, b, rate = min(found, key=lambda item: item[0])
-    return Curve(a, b, rate)
+    return Curve(a, b, rate, own)
 
 
 def _line(x: Floats, y: Floats, weights: Floats) -> tuple[float, float, float]:
@@ -125,4 +129,4 @@ def read(given: Any) -> Risk:
 
 
 def _list(curve: Curve) -> list[float]:
-    return [curve.a, curve.b, curve.alpha]
+    return [curve.a, curve.b, curve.alpha, curve.own]

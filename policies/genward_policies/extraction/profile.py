@@ -20,7 +20,7 @@ FILE, PLOT = "extraction.json", "extraction.png"
 _LIMIT = 16 << 20
 _KEPT = 64  # bootstrap draws
 _FLAT = 0.25  # of the floor: an accuracy whose loss at 100 rows is below it says nothing about rows
-_SHOWN = tuple(int(round(100 * 10 ** (i / 4))) for i in range(21))  # 100 to 10 million rows
+_SHOWN = tuple(round(100 * 10 ** (i / 4)) for i in range(21))  # 100 to 10 million rows
 _SEED = 20_261_127
 
 
@@ -95,7 +95,7 @@ class Profile:
 
 def _fit(profile: Profile) -> dict[str, float]:
     curve = profile.fidelity.curve
-    return {"a": curve.a, "b": curve.b, "alpha": curve.alpha}
+    return {"a": curve.a, "b": curve.b, "alpha": curve.alpha, "e": curve.own}
 
 
 def _named(told: Mapping[str, Any]) -> str:
@@ -148,30 +148,32 @@ def _told(measured: Measured) -> dict[str, Any]:
     }
 
 
-def standard_floor(measured: Measured) -> float:
-    """F: the sampling error c (1/n + 1/m) that was found at the calibration's sizes, at the standard ones."""
-    sizes = measured.sizes
-    error = float(np.mean(measured.own)) / (1 / sizes.batch + 1 / sizes.reference)
-    return 2 * error / c.STANDARD
+def _error(measured: Measured, own: float) -> float:
+    """e of the sampling error e (1/n + 1/m) that `own` is at the calibration's sizes."""
+    return own / (1 / measured.sizes.batch + 1 / measured.sizes.reference)
 
 
 def _fidelity(measured: Measured) -> c.Risk:
-    floor, offset = standard_floor(measured), float(np.mean(measured.own))
-    grid = measured.sizes.grid
-    curve = c.fit(grid, _envelope(measured, _mean) - offset, offset)
-    draws = [c.fit(grid, _envelope(measured, pick) - offset, offset, _near(curve)) for pick in _picks()]
-    return c.Risk(floor, curve, tuple(draws[:_KEPT]))
+    own = float(np.mean(measured.own))
+    grid, error = measured.sizes.grid, _error(measured, own)
+    curve = c.fit(grid, _envelope(measured, _mean) - own, own, error)
+    draws = []
+    for pick in _picks():
+        drawn = pick(np.array(measured.own))
+        values = _envelope(measured, pick) - drawn
+        draws.append(c.fit(grid, values, own, _error(measured, drawn), _near(curve)))
+    return c.Risk(2 * error / c.STANDARD, curve, tuple(draws))
 
 
 def _accuracy_risk(measured: Measured, fidelity: c.Risk) -> c.Risk | None:
     """Accuracy is lost at the rate at which fidelity is: what is fitted is how much, above the best that an attack
     comes to."""
-    rate, grid = np.array([fidelity.curve.alpha]), measured.sizes.grid
-    curve = c.fit(grid, _envelope(measured, _mean, real=True), 0.0, rate)
+    rate, grid, own = np.array([fidelity.curve.alpha]), measured.sizes.grid, fidelity.curve.own
+    curve = c.fit(grid, _envelope(measured, _mean, real=True), 0.0, own, rate)
     if curve.b * c.FIRST**-curve.alpha <= _FLAT * fidelity.floor:
         return None
-    draws = [c.fit(grid, _envelope(measured, pick, real=True), 0.0, rate) for pick in _picks()]
-    lost = [c.Curve(0.0, item.b, item.alpha) for item in (curve, *draws[:_KEPT])]
+    draws = [c.fit(grid, _envelope(measured, pick, real=True), 0.0, own, rate) for pick in _picks()]
+    lost = [c.Curve(0.0, item.b, item.alpha, own) for item in (curve, *draws)]
     return c.Risk(fidelity.floor, lost[0], tuple(lost[1:]))
 
 

@@ -2,13 +2,13 @@
 
 Honest customers come back to what interests them, and what is new to them lies where the population lies. A uniform or
 sweeping stream is new all the time and fills the ranges evenly; a probing one is new all the time right beside what it
-asked before. Cover traffic does not hide the former, since only what is new is looked at for its spread.
+asked before.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import exp, lgamma, log
+from math import exp, lgamma, log, log10
 
 import numpy as np
 
@@ -16,19 +16,26 @@ from genward_policies.extraction.sketch import CELLS, Sketch
 
 LEAST = 100  # queries before anything is said,
 LEAST_NEW = 40  # and new ones among them
-SPREAD, PROBING, NOVEL = 0.80, 0.55, 0.85  # thresholds, set at 1 % false alarms by benchmarks/extraction.py
+SPREAD, PROBING = 0.88, 0.50  # thresholds, set on simulated customers by benchmarks/extraction.py
+_GROWTH, _AT = 0.1, 200  # of the second for ten times as many queries: places fill up, so more are beside another
 
 
 def suspicion(sketch: Sketch) -> float:
     """The larger of spread and probing, each over its threshold."""
     if sketch.queries < LEAST or sketch.new < LEAST_NEW:
         return 0.0
-    return max(spread(sketch) / SPREAD, probing(sketch) / PROBING)
+    least = PROBING + _GROWTH * log10(sketch.queries / _AT)
+    return max(spread(sketch) / SPREAD, probing(sketch) / least)
 
 
 def spread(sketch: Sketch) -> float:
-    """How evenly new conditions fill the cells: their entropy and the cells they meet, over those of as many uniform
-    ones; the geometric mean."""
+    """The share of queries that are new, times how evenly these fill the cells."""
+    return sketch.new / max(1, sketch.queries) * evenness(sketch)
+
+
+def evenness(sketch: Sketch) -> float:
+    """Entropy of the cells of new conditions and how many cells they meet, over those of as many uniform ones; the
+    geometric mean."""
     n = int(sketch.cells.sum())
     if n < 2:
         return 0.0

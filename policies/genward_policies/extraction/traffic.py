@@ -1,4 +1,4 @@
-"""Streams of conditions as customers and thieves send them, for red teams, tests and figures. All of it is simulated."""
+"""Streams of conditions as customers and thieves send them, for red teams, tests and figures. All are simulated."""
 
 from __future__ import annotations
 
