@@ -24,9 +24,7 @@ def reset(platform: Platform, model: str, tenant: str, key: str, actor: str = ""
     info = platform.registry.resolve(model, retired=True)
     name = f"{info.digest}/{tenant}/{key}"
     watch = Watch(platform._context, platform.counters)
-    if not any(
-        row["release"] == info.digest and (row["tenant"], row["key"]) == (tenant, key) for row in watch.listed()
-    ):
+    if (info.digest, tenant, key) not in {(row["release"], row["tenant"], row["key"]) for row in watch.listed()}:
         raise NotFound(f"nothing is known of {key} on {model}", remedy="`genward extraction watched` lists them")
     platform.record("extraction.reset", actor, key_id=keyed_id(platform._context, name), release=info.digest)
     return int(watch.reset(name))

@@ -94,12 +94,15 @@ class Risk:
 
 
 def _risk(curve: Curve, floor: float, n: float) -> float:
-    if n <= FIRST:
-        return 0.0
-    first, end = math.log(curve.at(FIRST) + floor), math.log(_NEAR * floor)
-    if first <= end:  # the copy is as good as can be told from the first rows on
+    return 0.0 if n <= FIRST else of_distance(curve.at(n), curve.at(FIRST), floor)
+
+
+def of_distance(distance: float, first: float, floor: float) -> float:
+    """Risk of a copy at a distance, where the copy of 100 rows is at `first`; distances are corrected ones."""
+    begin, end = math.log(max(first, 0.0) + floor), math.log(_NEAR * floor)
+    if begin <= end:  # the copy is as good as can be told from the first rows on
         return 1.0
-    return min(1.0, max(0.0, (first - math.log(curve.at(n) + floor)) / (first - end)))
+    return min(1.0, max(0.0, (begin - math.log(max(distance, 0.0) + floor)) / (begin - end)))
 
 
 def rows_at(risk: Callable[[float], float], limit: float) -> int:

@@ -58,15 +58,20 @@ class Traffic:
             yield tuple(self._at(name, rng.random(), rng) for name in self._some(rng, int(rng.integers(1, 4))))
 
     def sweep(self, rng: np.random.Generator) -> Stream:
-        """A grid over two columns at a time, finer each time around."""
-        steps = 4
+        """A grid over two columns at a time, finer each time around; nothing is asked twice."""
+        steps, asked = 4, set()
         while True:
             for _ in range(4):
-                pair = self._some(rng, 2)
-                for place in rng.permutation(steps**2):
-                    at = (place // steps + 0.5) / steps, (place % steps + 0.5) / steps
-                    yield tuple(self._at(name, share, rng) for name, share in zip(pair, at, strict=True))
+                for conditions in self._grid(self._some(rng, 2), steps, rng):
+                    if conditions not in asked:
+                        asked.add(conditions)
+                        yield conditions
             steps += 1
+
+    def _grid(self, pair: list[str], steps: int, rng: np.random.Generator) -> Stream:
+        for place in rng.permutation(steps**2):
+            at = (place // steps + 0.5) / steps, (place % steps + 0.5) / steps
+            yield tuple(self._at(name, share, rng) for name, share in zip(pair, at, strict=True))
 
     def active(self, rng: np.random.Generator) -> Stream:
         """Seeds, then small steps from what was asked before (JbDA-like, arXiv:1602.02697)."""
