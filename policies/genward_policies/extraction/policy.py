@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from genward.contracts import Evidence, Facts, Lease, Outcome, Progress, Request, Shape, Verdict
-from genward.errors import CheckFailed, IntegrityError, NotFound, Unavailable
+from genward.errors import CheckFailed, IntegrityError, NotFound
 from genward.hookspecs import hookimpl
 from genward.policy import Policy, PolicyContext
 from genward_policies.extraction.config import ExtractionConfig
@@ -163,7 +163,7 @@ class Extraction(Policy):
 
     def _sealed(self, digest: str, name: str) -> bytes:
         if self.context.sealed is None:
-            raise Unavailable("sealed files cannot be read here")
+            raise NotFound("sealed files cannot be read here")
         return self.context.sealed(digest, name)
 
     def _reserved(self, request: Request, facts: Facts, digest: str, reach: int) -> Verdict:

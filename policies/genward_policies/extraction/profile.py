@@ -179,7 +179,7 @@ def _accuracy_risk(measured: Measured, fidelity: c.Risk) -> c.Risk | None:
 
 def _near(curve: c.Curve) -> np.ndarray:
     """Rates about a fit's, for its bootstrap."""
-    return np.linspace(max(0.2, curve.alpha - 0.3), curve.alpha + 0.3, 13)
+    return np.linspace(max(0.2, curve.alpha - 0.3), min(1.1, curve.alpha + 0.3), 13)
 
 
 def _envelope(measured: Measured, pick: Any, real: bool = False) -> np.ndarray:

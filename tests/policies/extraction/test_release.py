@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,10 @@ def test_the_gate_wants_the_risk_and_holds_it_to_the_limit(evidence: list[Any], 
 def test_an_attacker_that_is_not_installed_is_named(guarded: Any, under: Any) -> None:
     under(guarded, "attackers: [psychic]")
     with pytest.raises(CheckFailed, match="psychic"):
-        guarded.release(guarded.candidates()[0]["id"], "again", evaluate_rows=300)
+        guarded.policies()._policies["extraction"]._attackers()
+    under(guarded, "attackers: [surrogate]")
+    with pytest.raises(CheckFailed, match="every size"):
+        guarded.policies()._policies["extraction"]._attackers()
 
 
 # raising the pool
@@ -174,3 +178,34 @@ def test_risk_between_two_points_of_a_curve() -> None:
     curve = [[100, 0.0, 0.0, 0.1], [10_000, 1.0, 0.9, 1.0]]
     assert on_curve(curve, 1000)["risk"] == pytest.approx(0.5)
     assert np.isclose(on_curve(curve, 10)["risk"], 0.0)
+
+
+def test_of_protected_rows_nothing_is_read(guarded: Any, under: Any, settings: str, monkeypatch: Any) -> None:
+    """The calibration of a protected candidate is the same whatever its real rows are, and says so."""
+    from dataclasses import replace
+
+    from genward.contracts import Silent
+    from genward.table import Table
+    from genward_policies.extraction import calibrate
+
+    monkeypatch.setattr(calibrate, "SIZES", calibrate.Sizes(2000, 500, 3, (100, 200, 400)))
+    candidate = guarded.candidate(guarded.candidates()[0]["id"])
+    graph, meta = guarded._bundle("guarded").graph("sample")
+    exported = SimpleNamespace(data=graph, meta=meta)
+    protected = replace(candidate, recipe=replace(candidate.recipe, protected=True), exported=exported)
+    policy = guarded.policies()._policies["extraction"]
+    shape = policy.shape(replace(protected, table=Table(1000, 1, 64), test="no table", train="none"), Silent())
+    profile = Profile.from_json(shape.files[FILE])
+    assert profile.accuracy is None
+    assert "protected" in profile.note
+    assert profile.told["own_real"] == []
+    assert shape.rows == profile.rows_at(0.6)
+
+
+def test_candidates_share_the_rows_that_the_risk_allows() -> None:
+    from genward.contracts import Shape
+
+    assert Shape(rows=1000).most_slots == 1000
+    assert Shape(rows=1000, candidates=4).most_slots == 250
+    assert Shape(slots=200, rows=1000, candidates=4).most_slots == 200
+    assert Shape().most_slots is None
