@@ -156,29 +156,12 @@ class Platform:
     @cached_property
     def _context(self) -> PolicyContext:
         from genward.policy import PolicyContext
+        from genward.served import Sealed
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        attackers = lambda: self.plugins.attackers  # noqa: E731
-        return PolicyContext(*given, sealed=self._sealed, attackers=attackers, counters=self.counters)
-
-    def _sealed(self, digest: str, name: str) -> bytes:
-        """A small file of a bundle by its digest; the bundle is verified once in this process."""
-        files = self._sealed_files.get(digest)
-        if files is None:
-            from genward.bundle import Bundle
-            from genward.served import bundle_folder
-
-            bundle = Bundle.open(bundle_folder(self.state.bundles_dir, digest), self.keys.trusted())
-            files = {n: data for n, data in bundle.files.items() if not n.endswith(".onnx")}
-            self._sealed_files[digest] = files
-        if name not in files:
-            raise NotFound(f"the bundle has no file {name!r}", where=digest)
-        return files[name]
-
-    @cached_property
-    def _sealed_files(self) -> dict[str, Mapping[str, bytes]]:
-        return {}
+        more = {"attackers": lambda: self.plugins.attackers, "counters": self.counters}
+        return PolicyContext(*given, sealed=Sealed(state.bundles_dir, self.keys), **more)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genward.bundle import Bundle
 from genward.contracts import KeyProvider, ReleaseInfo
 from genward.data.codec import TableCodec
 from genward.engine import Engine
+from genward.errors import NotFound
 from genward.pool import raised
 from genward.release import PUBLIC_KEY
 from genward.table import Table, Walk
+
+if TYPE_CHECKING:
+    from genward.keys import LocalKeys
 
 _WALKS = 512  # kept at a time, over all tenants
 
@@ -99,6 +103,23 @@ class Shelf:
         engine = Engine(graph, codec, table, meta, pool_key=pool, providers=self._providers)
         engine.check_golden(bundle.manifest["golden"], bundle.manifest["runtime"], PUBLIC_KEY)
         return Served(info, bundle, codec, engine, self._keys)
+
+
+class Sealed:
+    """Reads what policies sealed into bundles, by digest; a bundle is verified once, and its graphs are not kept."""
+
+    def __init__(self, bundles: Path, keys: LocalKeys) -> None:
+        self._bundles, self._keys = bundles, keys
+        self._files: dict[str, Mapping[str, bytes]] = {}
+
+    def __call__(self, digest: str, name: str) -> bytes:
+        """A file of a verified bundle; NotFound when it has none of that name."""
+        if digest not in self._files:
+            bundle = Bundle.open(bundle_folder(self._bundles, digest), self._keys.trusted())
+            self._files[digest] = {file: data for file, data in bundle.files.items() if not file.endswith(".onnx")}
+        if name not in self._files[digest]:
+            raise NotFound(f"the bundle has no file {name!r}", where=digest)
+        return self._files[digest][name]
 
 
 def bundle_folder(bundles: Path, digest: str) -> Path:
