@@ -160,8 +160,8 @@ class Platform:
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        more = {"attackers": lambda: self.plugins.attackers, "counters": self.counters}
-        return PolicyContext(*given, sealed=Sealed(state.bundles_dir, self.keys), **more)
+        sealed = Sealed(state.bundles_dir, self.keys)
+        return PolicyContext(*given, sealed, lambda: self.plugins.attackers, self.counters)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EVERY = 25  # queries between two looks at a sketch
 KNOWN_SECONDS = 2.0  # for which a level that was looked up is believed
-_KEPT = 2048  # sketches in a worker's memory
+_KEPT = 512  # sketches in a worker's memory
 LEVELS = ("none", "record", "slow", "deny")
 _STRIKES = (1, 2, 4)  # looks in a row that were suspicious, for each level
 _metadata = MetaData()
