@@ -18,6 +18,7 @@ NAMES = (
     "private_utility",
     "pruning",
     "quota",
+    "extraction",
 )
 
 

@@ -161,7 +161,8 @@ class Platform:
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        return PolicyContext(*given, sealed=Sealed(state.bundles_dir, self.keys), counters=self.counters)
+        sealed = Sealed(state.bundles_dir, self.keys)
+        return PolicyContext(*given, sealed, lambda: self.plugins.attackers, self.counters)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""
@@ -371,6 +372,12 @@ class Platform:
         self.registry.require_tenant(tenant)
         self.record("release.grant", tenant=tenant, model=f"{info.name}:{info.version}")
         return list(self.registry.grant(info, tenant).tenants)
+
+    def raise_pool(self, reference: str, slots: int, actor: str = "") -> dict[str, Any]:
+        """Append a segment to a release's pool, `slots` in all; returns what all keys can hold now, at what risk."""
+        from genward import pool
+
+        return pool.raise_pool(self, reference, slots, actor)
 
     def retire(self, reference: str, actor: str = "") -> str:
         """Take a release out of service."""

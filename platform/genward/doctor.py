@@ -36,6 +36,7 @@ def examine(folder: Path, skipped: Sequence[PluginInfo] = ()) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PARTS},
         "providers": _providers(),
         "plugins": [_plugin(info) for info in [*plugins.infos, *skipped]],
+        "attackers": sorted(plugins.attackers),
         "state": None if state is None else str(state.folder),
         "unsafe": [] if state is None else unsafe(state),
         "problems": problems,

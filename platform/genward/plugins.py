@@ -19,6 +19,7 @@ from genward import hookspecs
 from genward.errors import NotFound, PluginError
 
 if TYPE_CHECKING:
+    from genward.attacker import Attacker
     from genward.data.codec import Codec
     from genward.family import Family
     from genward.policy import Policy, PolicyContext, PolicyDocument
@@ -49,7 +50,7 @@ class Plugins:
     families: dict[str, type[Family]] = field(default_factory=dict)
     codecs: dict[str, type[Codec]] = field(default_factory=dict)
     policies: dict[str, type[Policy]] = field(default_factory=dict)
-    attackers: dict[str, type[Any]] = field(default_factory=dict)
+    attackers: dict[str, type[Attacker]] = field(default_factory=dict)
     owners: dict[str, PluginInfo] = field(default_factory=dict)  # "families/vae" -> who brought it
 
     @classmethod

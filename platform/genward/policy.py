@@ -25,6 +25,7 @@ from genward.errors import PolicyError
 from genward.strictjson import canonical
 
 if TYPE_CHECKING:
+    from genward.attacker import Attacker
     from genward.counters import Counters
 
 API = "genward/v1"
@@ -43,6 +44,7 @@ class PolicyContext:
     database_url: str = ""
     audit: Callable[[], AuditSink] | None = None
     sealed: Callable[[str, str], bytes] | None = None  # a file of a release's verified bundle, by digest and name
+    attackers: Callable[[], Mapping[str, type[Attacker]]] | None = None  # installed ones, by name
     counters: Counters | None = None  # of this process, on `store_url`: chunks of limits are shared by all that count
 
 

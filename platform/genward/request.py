@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from genward.served import Served, Shelf
 
 _log = logging.getLogger("genward.request")
+LIMIT = "a limit is reached"
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Pipeline:
             if call.admission.cap is not None and request.n > call.admission.cap:
                 raise Denied(f"at most {call.admission.cap} rows are allowed here")
             return
-        reasons = "; ".join(call.admission.reasons)
+        reasons = _told(call.admission.reasons)
         if call.admission.failed:
             raise Unavailable("a policy could not answer", where=reasons, retry_after=call.admission.retry_after or 1)
         if call.admission.retry_after is not None:
@@ -277,7 +278,7 @@ class Pipeline:
             index = await self.audit.append_async(record.entry("settle", **fields))
         call.settled = True
         self._pages.settle(page.plan, len(page.rows), page.scanned)
-        self._close(call, Outcome("served", len(page.rows)))
+        self._close(call, Outcome("served", len(page.rows), page.scanned))
         return index
 
     # streams
@@ -452,6 +453,11 @@ def _check_count(n: int, most: int) -> None:
 def _check_start(start: int | None) -> None:
     if start is not None and not 0 <= start < LARGEST:
         raise UsageError(f"`from` is {start}", remedy=f"ask from a position between 0 and {LARGEST - 1}")
+
+
+def _told(reasons: Sequence[str]) -> str:
+    """Reasons as the caller hears them: which limit he met is in the log alone."""
+    return LIMIT if any(reason.endswith(LIMIT) for reason in reasons) else "; ".join(reasons)
 
 
 def _served(call: Call) -> Served:

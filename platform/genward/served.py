@@ -14,6 +14,7 @@ from genward.contracts import KeyProvider, ReleaseInfo
 from genward.data.codec import TableCodec
 from genward.engine import Engine
 from genward.errors import NotFound
+from genward.pool import raised
 from genward.release import PUBLIC_KEY
 from genward.table import Table, Walk
 
@@ -79,14 +80,15 @@ class Shelf:
         self._lock = threading.Lock()
 
     def at_hand(self, info: ReleaseInfo) -> Served | None:
-        """The release if it is open already."""
-        return self._open.get(info.digest)
+        """The release if it is open already, with the pool that it has now."""
+        found = self._open.get(info.digest)
+        return found if found is not None and found.info.raised == info.raised else None
 
     def get(self, info: ReleaseInfo) -> Served:
         """Open a release, or hand out the open one. IntegrityError when it is not what was sealed."""
         with self._lock:
             found = self._open.get(info.digest)
-            if found is None:
+            if found is None or found.info.raised != info.raised:
                 found = self._open[info.digest] = self._load(info)
                 while len(self._open) > self._limit:
                     self._open.popitem(last=False)
@@ -96,7 +98,7 @@ class Shelf:
         bundle = Bundle.open(bundle_folder(self._folder, info.digest), self._trusted)
         codec = TableCodec.from_json(bundle.codec)
         graph, meta = bundle.graph("sample")
-        table = Table.from_json(bundle.manifest["table"])
+        table = raised(Table.from_json(bundle.manifest["table"]), bundle.digest, info.raised, self._trusted)
         pool = self._keys.derive(f"pool/{bundle.digest}", 16)
         engine = Engine(graph, codec, table, meta, pool_key=pool, providers=self._providers)
         engine.check_golden(bundle.manifest["golden"], bundle.manifest["runtime"], PUBLIC_KEY)

@@ -177,7 +177,8 @@ class Stream:
             except GenwardError:
                 _log.exception("stream %s is left to the sweeper", self._request)
         self._pipeline._pages.settle(self._plan, self._delivered, self._at - self._plan.start)
-        self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost))
+        scanned = self._at - self._plan.start
+        self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost, scanned))
 
 
 _ENDINGS: set[asyncio.Task[None]] = set()
