@@ -21,13 +21,11 @@ from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text, delete,
 from sqlalchemy.engine import Connection
 
 from genward.contracts import AuditSink
-from genward.errors import NotFound
 from genward.store import Store
 
 EVER, MINUTE, DAY = 0, 60, 86_400  # seconds of a window
 KEPT = {MINUTE: 3600, DAY: 8 * DAY}  # seconds after its end for which a window is remembered
 _SETTLED = "settled"  # the mark: how many entries of the log are counted
-_FAR = 1 << 40  # more entries than any log has
 _metadata = MetaData()
 _limits = Table(
     "limits",
@@ -240,36 +238,12 @@ def _pruned(c: Connection, seconds: int, before: int) -> int:
 def _read(audit: AuditSink, begin: int, most: int) -> tuple[int, Counter[tuple[str, Window]]]:
     """(end, given): what the entries from `begin` to before `end` settled; `end` is `begin` at the log's end."""
     given: Counter[tuple[str, Window]] = Counter()
-    for index in range(begin, begin + most):
-        try:
-            entry = json.loads(audit.entry(index))
-        except NotFound:
-            return (_kept(audit, index) if index == begin else index), given
+    found = audit.entries(begin, most)
+    for _, data in found:
+        entry = json.loads(data)
         if isinstance(entry, dict) and entry.get("event") == "settle" and "tenant" in entry:
             given.update(_given(entry))
-    return begin + most, given
-
-
-def _kept(audit: AuditSink, index: int) -> int:
-    """The first entry that is there from `index` on, where older ones were let go of; `index` when there is none."""
-    step = 1
-    while step < _FAR and not _is_there(audit, index + step):
-        step *= 2
-    if step >= _FAR:
-        return index
-    low, high = index + step // 2, index + step  # not there; there
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _is_there(audit, middle) else (middle, high)
-    return high
-
-
-def _is_there(audit: AuditSink, index: int) -> bool:
-    try:
-        audit.entry(index)
-    except NotFound:
-        return False
-    return True
+    return (found[-1][0] + 1 if found else begin), given
 
 
 def _given(entry: Mapping[str, Any]) -> dict[tuple[str, Window], int]:
