@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from genward.counters import Counters
-from genward.errors import Unavailable
+from genward.errors import NotFound, Unavailable
 from genward.limits import DAY, EVER, KEPT, MINUTE, Window, limit_name, model_name
 
 NOON = 1_764_115_200 + 43_200.0
@@ -177,6 +177,11 @@ class Log:
     def __init__(self, *entries: dict[str, Any]) -> None:
         self.kept, self.minimum, self.read = list(entries), 0, 0
 
+    def entry(self, index: int) -> bytes:
+        if index < self.minimum:
+            raise NotFound("no such entry")
+        return json.dumps(self.kept[index]).encode()
+
     def entries(self, start: int, most: int) -> list[tuple[int, bytes]]:
         first = max(start, self.minimum)
         self.read += 1
@@ -190,14 +195,14 @@ def _settle(rows: int, **more: Any) -> dict[str, Any]:
 
 
 def test_what_the_log_settled_counts_where_the_store_knows_less(opened: Any) -> None:
-    log = Log({"event": "act"}, _settle(40), _settle(7, actor="k2", model="other:1@x"), _settle(3, request="r/1"))
+    log = Log({"event": "act"}, _settle(40), _settle(7, actor="k2", model="other:1@x"), _settle(3))
     one = opened()
     assert one.catch_up(log) == 4
     assert opened().catch_up(log) == 0
     used = {
         limit_name("rows", "key", "k1"): 43, limit_name("rows", "key", "k2"): 7,
         limit_name("rows", "tenant", "acme"): 50, limit_name("rows", "model", "alloys"): 43,
-        limit_name("requests", "tenant", "acme"): 2, limit_name("requests", "key", "k1"): 1,
+        limit_name("requests", "tenant", "acme"): 3, limit_name("requests", "key", "k1"): 2,
     }  # fmt: skip
     for window in (Window(), TODAY):
         assert {name: one.used(name, window) for name in used} == used
@@ -205,6 +210,23 @@ def test_what_the_log_settled_counts_where_the_store_knows_less(opened: Any) -> 
     assert one.used(name, Window.at(DAY, NOON + DAY)) == 0
     assert one.reserve(name, 58, 100) is None
     assert one.reserve(name, 57, 100) == 0
+
+
+def test_a_stream_is_charged_when_it_is_granted_and_corrected_when_it_is_settled(opened: Any) -> None:
+    """On the day of its grant; a grant that nobody settled stays charged whole."""
+    one, name = opened(), limit_name("rows", "key", "k1")
+    plan = {"plan": {"start": 0, "n": 100, "segments": 1, "k": 1}}
+    log = Log(_settle(0, event="grant", **plan), _settle(0, event="grant", request="r/1", **plan))
+    one.catch_up(log)
+    assert (one.used(name), one.used(name, TODAY), one.used(limit_name("requests", "key", "k1"))) == (200, 200, 1)
+    log.kept.append(_settle(30, grant=0, t="2025-11-27T00:00:01.000000Z"))
+    one.catch_up(log)
+    assert (one.used(name), one.used(name, TODAY), one.used(limit_name("requests", "key", "k1"))) == (130, 130, 1)
+    assert one.used(name, Window.at(DAY, NOON + DAY)) == 0
+    log.minimum = 2
+    log.kept.append(_settle(5, grant=1))
+    one.catch_up(log)
+    assert one.used(name) == 135
 
 
 def test_what_was_charged_as_it_was_given_is_not_charged_again(opened: Any) -> None:
