@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ def test_the_longest_wait_reaches_the_caller_and_a_lifetime_is_no_wait(world: An
 # worker processes
 
 WORKER = textwrap.dedent("""
-    import os, random, sys, threading, time
+    import itertools, os, random, signal, sys, threading, time
     from pathlib import Path
     from genward.contracts import Facts, Outcome, Principal, ReleaseInfo, Request
     from genward.counters import Counters
@@ -295,6 +296,7 @@ WORKER = textwrap.dedent("""
     counters = Counters(url)
     policy = Quota(QuotaConfig.model_validate(limits), PolicyContext(url, None, Path(), counters=counters))
     release = ReleaseInfo("alloys", 3, "sha256:0")
+    fatal, leases = int(sys.argv[5]), itertools.count(1)
 
     def say(*words):
         os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -312,12 +314,16 @@ WORKER = textwrap.dedent("""
                     return
                 continue
             say("lease", request, key, f"t{number % 2}", n)
+            if next(leases) == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(rng.random() / 500)
             given = n if rng.random() < 0.7 else rng.randint(0, n)
             policy.settle(verdict.lease, Outcome("served", given))
             policy.settle(verdict.lease, Outcome("served", 0))
             say("given", request, given)
 
+    say("ready")
+    sys.stdin.readline()
     clients = [threading.Thread(target=client, args=(i,)) for i in range(16)]
     [one.start() for one in clients]
     [one.join() for one in clients]
@@ -330,16 +336,15 @@ def _campaign(url: str, limits: dict[str, dict[str, int]], seed: int) -> None:
     missing is what the killed ones held."""
     Counters(url).close()
     rng = random.Random(seed)
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, url, str(10 * seed + i), str(NOON), repr(limits)], stdout=subprocess.PIPE
-        )
-        for i in range(4)
-    ]
-    killed = [_read_until(process, rng.randint(10, 60)) for process in started[:2]]
-    rest = [process.communicate(timeout=120)[0] for process in started[2:]]
-    assert [process.wait() for process in started] == [-9, -9, 0, 0]
-    rows, requests = _sums(killed + rest)
+    fatal = (rng.randint(3, 20), rng.randint(3, 20), 0, 0)  # the lease in which a process is killed
+    started = [_worker(url, 10 * seed + i, limits, fatal[i]) for i in range(4)]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(lambda process: process.communicate(b"go\n", timeout=240)[0], started))
+    assert [process.returncode for process in started] == [-9, -9, 0, 0]
+    rows, requests = _sums(said)
     left = _store(url, limits)
     for (what, kind, period), (limit, used) in left.items():
         sums = rows if what == "rows" else requests
@@ -350,16 +355,9 @@ def _campaign(url: str, limits: dict[str, dict[str, int]], seed: int) -> None:
     assert any(limit - n < 20 for (what, _, _), (limit, used) in left.items() if what == "rows" for n in used.values())
 
 
-def _read_until(process: subprocess.Popen[bytes], lines: int) -> bytes:
-    """What a process said until it was killed, some leases into its work and with one of them out."""
-    assert process.stdout is not None
-    said = [process.stdout.readline() for _ in range(lines)]
-    while not said[-1].startswith(b"lease"):
-        said.append(process.stdout.readline())
-    os.kill(process.pid, signal.SIGKILL)
-    said.append(process.stdout.read())
-    process.stdout.close()
-    return b"".join(said)
+def _worker(url: str, seed: int, limits: Any, fatal: int) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", WORKER, url, str(seed), str(NOON), repr(limits), str(fatal)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _sums(outputs: list[bytes]) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
@@ -414,8 +412,6 @@ def test_twenty_more_campaigns_of_sixty_four_clients(url: str, seed: int) -> Non
 @pytest.mark.soak
 def test_over_http_with_two_workers_killed_nobody_gets_more_than_his_limit(make_world: Any, start_server: Any) -> None:
     """64 connections to 4 server processes; rows are counted as they arrive."""
-    from concurrent.futures import ThreadPoolExecutor
-
     world = make_world()
     world.activate(world.platform.policy_text().replace("per_key_day: 1000000000", "per_key_day: 20000"))
     served = start_server(world, "--workers", "4")
