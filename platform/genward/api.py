@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,15 +25,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import receipt as receipts
 from genward import record
-from genward.contracts import AuditSink, Finding, Progress, ReleaseInfo, Silent
-from genward.errors import CheckFailed, NotFound, PluginError, UsageError
+from genward.contracts import AuditSink, Finding, Principal, Progress, ReleaseInfo, Silent
+from genward.errors import CheckFailed, Conflict, NotFound, PluginError, PolicyError, Unavailable, UsageError
 
 if TYPE_CHECKING:
+    from genward.apikey import Scope
+    from genward.auth import Authenticator
     from genward.candidate import Candidate
     from genward.client import Client
     from genward.counters import Counters
     from genward.data.dataset import Dataset
     from genward.keys import LocalKeys
+    from genward.lastuse import LastUse
     from genward.plugins import Plugins
     from genward.policy import PolicyContext, PolicyDocument
     from genward.policyset import PolicySet
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("genward")
 _T = TypeVar("_T")
 _LONGEST_KEY = 36_500  # days
+ACTIONS = ("generate", "read", "audit", "detect")  # what a key may be narrowed to
 _OPERATOR = "operator"  # the actor of acts on local state, where no key was named
 
 
@@ -127,7 +132,27 @@ class Platform:
         server = self.state.config.server
         limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
-        return Pipeline(self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
+        parts = (self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
+        return Pipeline(*parts, authenticate=self._authenticator)
+
+    @cached_property
+    def _authenticator(self) -> Authenticator:
+        from genward.auth import Authenticator
+        from genward.oidc import Tokens
+
+        auth = self.state.config.auth
+        return Authenticator(self.registry, self.uses, Tokens(auth, self.state.folder) if auth else None)
+
+    def authenticate(self, credential: str) -> Principal:
+        """Who an API key or a token speaks for; Unauthenticated."""
+        return self._authenticator(credential, time.time())
+
+    @cached_property
+    def uses(self) -> LastUse:
+        """When each key was last used; `write` puts down what this process saw."""
+        from genward.lastuse import LastUse
+
+        return LastUse(self.counters.store)
 
     @cached_property
     def counters(self) -> Counters:
@@ -180,8 +205,11 @@ class Platform:
         if "_runner" in self.__dict__:
             self._runner.run(self.audit.detach())
             self.__dict__.pop("_runner").close()
-        self.__dict__.pop("pipeline", None)
-        self.__dict__.pop("_context", None)
+        for name in ("pipeline", "_context", "_authenticator"):
+            self.__dict__.pop(name, None)
+        if "uses" in self.__dict__:
+            with suppress(Conflict, Unavailable):
+                self.__dict__.pop("uses").write()
         for name in ("counters", "registry", "audit"):
             part = self.__dict__.pop(name, None)
             if part is not None:
@@ -198,18 +226,33 @@ class Platform:
         self.registry.add_tenant(name)
         self.record("tenant.add", tenant=name)
 
-    def create_key(self, tenant: str, roles: Sequence[str], *, days: float | None = None, label: str = "") -> str:
-        """Make an API key and return it, this once."""
+    def create_key(
+        self,
+        tenant: str,
+        roles: Sequence[str],
+        *,
+        days: float | None = None,
+        label: str = "",
+        scope: Scope | None = None,
+        parent: str | None = None,
+        actor: str = "",
+    ) -> str:
+        """Make an API key and return it, this once. See `Registry.create_key` for a key with a parent."""
         if days is not None and not 0 < days <= _LONGEST_KEY:
             raise UsageError(f"days is {days}", remedy=f"give a number above 0, to {_LONGEST_KEY}, or leave it out")
         expires = None if days is None else time.time() + 86_400 * days
-        prefix, key = self.registry.create_key(tenant, roles, expires=expires, label=label)
-        self.record("key.create", tenant=tenant, key=prefix, roles=sorted(roles))
+        prefix, key = self.registry.create_key(
+            tenant, roles, expires=expires, label=label, scope=_checked(scope), parent=parent, actor=actor or _OPERATOR
+        )
+        narrowed = scope.columns() if scope else {}
+        self.record("key.create", actor, tenant, key=prefix, roles=sorted(roles), parent=parent, **narrowed)
         return key
 
     def keys_of(self, tenant: str | None = None) -> list[dict[str, Any]]:
-        """Keys without their secrets; times in UTC."""
-        return [_dated(row, "created", "expires", "revoked") for row in self.registry.keys(tenant)]
+        """Keys without their secrets; times in UTC, the last use to the minute."""
+        used = self.uses.all()
+        rows = [{**row, "used": used.get(row["prefix"])} for row in self.registry.keys(tenant)]
+        return [_dated(row, "created", "expires", "revoked", "used") for row in rows]
 
     def revoke_key(self, prefix: str) -> None:
         """Revoke a key; servers refuse it from their next request on."""
@@ -417,14 +460,40 @@ class Platform:
         return self._activate(digest, actor, "policy.rollback", rollback=True)
 
     def _activate(self, digest: str, actor: str, verb: str, rollback: bool) -> str:
-        """The log says so before the registry does: an activation that nobody can see did not happen."""
+        """The log says so before the registry does: an activation that nobody can see did not happen. Of two at once
+        the second is told that the ground has moved, and looks again."""
         row = self.registry.policy(digest)
-        full = str(row["digest"])
-        self._policy_set(full, str(row["text"]))  # a document that cannot be instantiated is not activated
-        self.registry.check_activation(full, rollback=rollback)  # nor does the log speak of one that is refused
-        self.record(verb, actor, policy=full)
-        self.registry.activate_policy(full, actor or _OPERATOR, rollback=rollback)
+        full, before = str(row["digest"]), self.registry.active_digest()
+        policies = self._policy_set(full, str(row["text"]))  # a document that cannot be instantiated is not activated
+        self._check_contradictions(policies)
+        with self.state.locked("activation"):
+            # nor does the log speak of one that is refused
+            self.registry.check_activation(full, rollback=rollback, instead_of=before)
+            self.record(verb, actor, policy=full)
+            self.registry.activate_policy(full, actor or _OPERATOR, rollback=rollback, instead_of=before)
         return full
+
+    def _check_contradictions(self, policies: PolicySet) -> None:
+        """PolicyError when a policy cannot hold for a release that is served."""
+        rows = [row for row in self.registry.releases() if row["stage"] == "ready"]
+        served = [ReleaseInfo(r["name"], r["version"], r["digest"], tuple(r["tenants"])) for r in rows]
+        for finding in policies.contradicts(served):
+            if finding.level == "error":
+                raise PolicyError(finding.message, where=finding.where, remedy="correct it, or retire the release")
+            _log.warning("%s: %s", finding.where, finding.message)
+
+    def dry_run_policy(self, text: str, contexts: Sequence[Path] = ()) -> dict[str, Any]:
+        """Recorded decisions, of files or of this state, made again by a document: what would flip, by policy."""
+        document = self._document(text, "policy")
+        classes, folder = self.plugins.policies, self.state.folder
+        found = {key: classes[key].dry_run(part, folder, contexts) for key, part in document.parts.items()}
+        return {key: dict(report) for key, report in found.items() if report is not None}
+
+    def policy_rules(self, digest: str | None = None) -> str:
+        """What a version, or the active one, comes to in its policies' own languages of rules (Cedar)."""
+        document = self._document(self.policy_text(digest), digest or "active")
+        found = [self.plugins.policies[key].rules(part) for key, part in document.parts.items()]
+        return "\n".join(text for text in found if text)
 
     def policy_versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first."""
@@ -462,6 +531,22 @@ class Platform:
                 )
         rows = sum(entry["out"]["rows"] for entry in entries)
         return {"replayed": rows, "rows": "the same bit for bit", "digest": entries[-1]["out"]["digest"]}
+
+
+def _checked(scope: Scope | None) -> Scope | None:
+    """A scope whose names and networks can be one."""
+    from dataclasses import replace
+
+    from genward.config import networks
+    from genward.registry import check_name
+
+    if scope is None:
+        return None
+    for name in scope.models:
+        check_name(name, "model")
+    if unknown := set(scope.actions) - set(ACTIONS):
+        raise UsageError(f"no action {min(unknown)!r}", remedy=f"there are {', '.join(ACTIONS)}")
+    return replace(scope, networks=networks(scope.networks, "networks"))
 
 
 def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:

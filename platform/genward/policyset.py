@@ -21,6 +21,7 @@ from genward.contracts import (
     Lease,
     Outcome,
     Progress,
+    ReleaseInfo,
     Request,
     Rows,
     Verdict,
@@ -69,6 +70,10 @@ class PolicySet:
         if len(tariffs) > 1:
             raise PolicyError("only one policy may name a tariff")
         self.tariff = tariffs[0] if tariffs else None  # the price of a CPU hour
+
+    def contradicts(self, releases: Sequence[ReleaseInfo]) -> list[Finding]:
+        """What of these policies cannot hold for releases that are served."""
+        return [found for policy in self._policies.values() for found in policy.contradicts(releases)]
 
     # request side
 

@@ -13,12 +13,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from genward import record
-from genward.contracts import AuditSink, Facts, KeyProvider, Outcome, Principal, Request, Rows
+from genward.contracts import AuditSink, Facts, KeyProvider, Outcome, Principal, ReleaseInfo, Request, Rows
 from genward.digest import RowsDigest, digest_of
 from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavailable, UsageError
 from genward.meter import Costs, Meter
@@ -133,8 +133,10 @@ class Pipeline:
         policies: Callable[[str, str], PolicySet],
         limits: Limits,
         clock: Callable[[], float] = time.time,
+        authenticate: Callable[[str, float, int | None], Principal] | None = None,
     ) -> None:
         self.registry, self.shelf, self.audit, self.keys = registry, shelf, audit, keys
+        self.authenticate = authenticate or registry.authenticate
         self.counters, self.limits, self.clock = counters, limits, clock
         self._make_policies = policies
         self._policies: tuple[str, PolicySet] | None = None
@@ -165,7 +167,7 @@ class Pipeline:
         call = Call(record.request_id(), Ask(key, model, 0))
         async with self._recorded(call):
             self._authenticate(call)
-            self._decide(call, Request(call.id, action, model))
+            self._decide(call, Request(call.id, action, model), self._named(call, model))
             yield self._principal(call)
 
     async def read(self, key: str, action: str, model: str = "") -> Principal:
@@ -185,13 +187,13 @@ class Pipeline:
     def _authenticate(self, call: Call) -> None:
         with call.timed("authenticate"):
             call.seen = self._look()
-            call.principal = self.registry.authenticate(call.ask.key, self.clock(), call.seen)
+            call.principal = self.authenticate(call.ask.key, self.clock(), call.seen)
 
     async def _find(self, call: Call) -> None:
         """The release and the predicate; a release the caller may not see is not there for him."""
         with call.timed("find"):
             info = self.registry.resolve(call.ask.model, at=call.seen)
-            if self._principal(call).tenant not in info.tenants and "*" not in info.tenants:
+            if not _granted(self._principal(call), info):
                 raise NotFound(f"no release {call.ask.model!r}", remedy="`genward model list` shows them")
             at_hand = self.shelf.at_hand(info)
             served = await asyncio.to_thread(self.shelf.get, info) if at_hand is None else at_hand
@@ -202,12 +204,20 @@ class Pipeline:
 
     def _admit(self, call: Call) -> None:
         with call.timed("admit"):
-            self._decide(call, call.request)
+            self._decide(call, call.request, _served(call).info)
 
-    def _decide(self, call: Call, request: Request) -> None:
+    def _named(self, call: Call, model: str) -> ReleaseInfo | None:
+        """The release that a reader names, where his tenant may use it."""
+        with suppress(NotFound):
+            info = self.registry.resolve(model, at=call.seen) if model else None
+            return info if info is not None and _granted(self._principal(call), info) else None
+        return None
+
+    def _decide(self, call: Call, request: Request, release: ReleaseInfo | None) -> None:
         call.policies = self._active(call.seen)
-        release = None if call.served is None else call.served.info
-        facts = Facts(self._principal(call), self.clock(), call.policies.digest, release)
+        principal, address = self._principal(call), getattr(call.ask.key, "address", "")
+        _check_scope(principal, request)
+        facts = Facts(principal, self.clock(), call.policies.digest, release, address)
         call.admission = call.policies.admit(request, facts)
         if call.admission.allow:
             if call.admission.cap is not None and request.n > call.admission.cap:
@@ -342,6 +352,7 @@ class Pipeline:
             "actor": principal.key if principal else None,
             "model": f"{served.info.name}:{served.info.version}@{served.info.digest}" if served else None,
             "policy": call.policies.digest if call.policies else None,
+            "because": list(call.admission.reasons) or None if call.admission.allow else None,
             "commit": commit,
         }
 
@@ -417,6 +428,18 @@ class Pipeline:
         for rows in plan.rows(int(entry["plan"]["n"]), score):
             found.update(policies.screen(request, rows))
         return found.final()
+
+
+def _granted(principal: Principal, info: ReleaseInfo) -> bool:
+    return principal.tenant in info.tenants or "*" in info.tenants
+
+
+def _check_scope(principal: Principal, request: Request) -> None:
+    """A key narrowed to actions or models opens no other, whatever the policies say."""
+    if (principal.actions and request.action not in principal.actions) or (
+        request.model and not principal.may_see(request.model)
+    ):
+        raise Denied("the key's scope does not cover this", remedy="ask an administrator for a wider key")
 
 
 def _check_count(n: int, most: int) -> None:

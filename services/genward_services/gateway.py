@@ -21,6 +21,7 @@ from genward_services.app import routes_app, rules
 from genward_services.guard import Guard
 
 SWEEP_SECONDS = 10.0
+os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of every local process: ours decides
 
 
 def _open() -> Platform:
@@ -46,11 +47,12 @@ class Late:
 
 
 async def _sweeping(platform: Platform) -> None:
-    """Settle lost grants, and give back quota chunks that lie idle."""
+    """Settle lost grants, give back quota chunks that lie idle, and note which keys were used."""
     while True:
         try:
             await asyncio.to_thread(sweep, platform.pipeline)
             await asyncio.to_thread(platform.pipeline.counters.release, 300.0)
+            await asyncio.to_thread(platform.uses.write)
         except GenwardError:
             pass  # the log or the store is away: requests are refused meanwhile, the next round tries again
         await asyncio.sleep(SWEEP_SECONDS)
