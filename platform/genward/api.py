@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import entry_points, version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import receipt as receipts
 from genward import record
 from genward.contracts import AuditSink, Finding, Principal, Progress, ReleaseInfo, Silent
-from genward.errors import CheckFailed, Conflict, NotFound, PluginError, PolicyError, Unavailable, UsageError
+from genward.errors import CheckFailed, Conflict, NotFound, PluginError, Unavailable
 
 if TYPE_CHECKING:
-    from genward.apikey import Scope
     from genward.auth import Authenticator
     from genward.candidate import Candidate
     from genward.client import Client
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("genward")
 _T = TypeVar("_T")
-_LONGEST_KEY = 36_500  # days
-ACTIONS = ("generate", "read", "audit", "detect")  # what a key may be narrowed to
 _OPERATOR = "operator"  # the actor of acts on local state, where no key was named
 
 
@@ -75,6 +71,7 @@ class Platform:
 
         Keys, registry, log, one tenant, the shipped policy active. Conflict when the folder is not empty.
         """
+        from genward import activation
         from genward.keys import LocalKeys
         from genward.state import State
 
@@ -85,7 +82,7 @@ class Platform:
         platform.record("state.init", version=version("genward"))
         platform.add_tenant(tenant)
         key = platform.create_key(tenant, ["administrator", "publisher", "auditor"], label="first administrator")
-        platform._ship_policy()
+        activation.ship(platform, _OPERATOR)
         return platform, key
 
     @classmethod
@@ -171,7 +168,7 @@ class Platform:
         return self._policy_set(str(row["digest"]), str(row["text"]))
 
     def _policy_set(self, digest: str, text: str) -> PolicySet:
-        return self.plugins.policy_set(self._document(text, digest), self._context)
+        return self.plugins.policy_set(self._document(text, digest), self._context, digest)
 
     def _document(self, text: str, where: str) -> PolicyDocument:
         from genward.policy import PolicyDocument
@@ -226,27 +223,11 @@ class Platform:
         self.registry.add_tenant(name)
         self.record("tenant.add", tenant=name)
 
-    def create_key(
-        self,
-        tenant: str,
-        roles: Sequence[str],
-        *,
-        days: float | None = None,
-        label: str = "",
-        scope: Scope | None = None,
-        parent: str | None = None,
-        actor: str = "",
-    ) -> str:
-        """Make an API key and return it, this once. See `Registry.create_key` for a key with a parent."""
-        if days is not None and not 0 < days <= _LONGEST_KEY:
-            raise UsageError(f"days is {days}", remedy=f"give a number above 0, to {_LONGEST_KEY}, or leave it out")
-        expires = None if days is None else time.time() + 86_400 * days
-        prefix, key = self.registry.create_key(
-            tenant, roles, expires=expires, label=label, scope=_checked(scope), parent=parent, actor=actor or _OPERATOR
-        )
-        narrowed = scope.columns() if scope else {}
-        self.record("key.create", actor, tenant, key=prefix, roles=sorted(roles), parent=parent, **narrowed)
-        return key
+    def create_key(self, tenant: str, roles: Sequence[str], **given: Any) -> str:
+        """Make an API key and return it, this once; see `genward.issuing.create_key` for what may be given."""
+        from genward.issuing import create_key
+
+        return create_key(self, tenant, roles, **given)
 
     def keys_of(self, tenant: str | None = None) -> list[dict[str, Any]]:
         """Keys without their secrets; times in UTC, the last use to the minute."""
@@ -460,34 +441,15 @@ class Platform:
         return self._activate(digest, actor, "policy.rollback", rollback=True)
 
     def _activate(self, digest: str, actor: str, verb: str, rollback: bool) -> str:
-        """The log says so before the registry does: an activation that nobody can see did not happen. Of two at once
-        the second is told that the ground has moved, and looks again."""
-        row = self.registry.policy(digest)
-        full, before = str(row["digest"]), self.registry.active_digest()
-        policies = self._policy_set(full, str(row["text"]))  # a document that cannot be instantiated is not activated
-        self._check_contradictions(policies)
-        with self.state.locked("activation"):
-            # nor does the log speak of one that is refused
-            self.registry.check_activation(full, rollback=rollback, instead_of=before)
-            self.record(verb, actor, policy=full)
-            self.registry.activate_policy(full, actor or _OPERATOR, rollback=rollback, instead_of=before)
-        return full
+        from genward.activation import activate
 
-    def _check_contradictions(self, policies: PolicySet) -> None:
-        """PolicyError when a policy cannot hold for a release that is served."""
-        rows = [row for row in self.registry.releases() if row["stage"] == "ready"]
-        served = [ReleaseInfo(r["name"], r["version"], r["digest"], tuple(r["tenants"])) for r in rows]
-        for finding in policies.contradicts(served):
-            if finding.level == "error":
-                raise PolicyError(finding.message, where=finding.where, remedy="correct it, or retire the release")
-            _log.warning("%s: %s", finding.where, finding.message)
+        return activate(self, digest, actor or _OPERATOR, verb, rollback)
 
     def dry_run_policy(self, text: str, contexts: Sequence[Path] = ()) -> dict[str, Any]:
         """Recorded decisions, of files or of this state, made again by a document: what would flip, by policy."""
-        document = self._document(text, "policy")
-        classes, folder = self.plugins.policies, self.state.folder
-        found = {key: classes[key].dry_run(part, folder, contexts) for key, part in document.parts.items()}
-        return {key: dict(report) for key, report in found.items() if report is not None}
+        from genward.activation import dry_run
+
+        return dry_run(self, self._document(text, "policy"), contexts)
 
     def policy_rules(self, digest: str | None = None) -> str:
         """What a version, or the active one, comes to in its policies' own languages of rules (Cedar)."""
@@ -504,15 +466,6 @@ class Platform:
     def policy_text(self, digest: str | None = None) -> str:
         """A version's document, or the active one's."""
         return self.registry.active_policy()[1] if digest is None else str(self.registry.policy(digest)["text"])
-
-    def _ship_policy(self) -> None:
-        """Activate the shipped policy; the installation vouches for it."""
-        text = files("genward_policies").joinpath("default.yaml").read_text(encoding="utf-8")
-        document = self._document(text, "default.yaml")
-        self.registry.propose_policy(document.digest, document.name, text, "shipped")
-        self.registry.approve_policy(document.digest, _OPERATOR)
-        self.record("policy.activate", policy=document.digest)
-        self.registry.activate_policy(document.digest, _OPERATOR)
 
     # proof
 
@@ -531,22 +484,6 @@ class Platform:
                 )
         rows = sum(entry["out"]["rows"] for entry in entries)
         return {"replayed": rows, "rows": "the same bit for bit", "digest": entries[-1]["out"]["digest"]}
-
-
-def _checked(scope: Scope | None) -> Scope | None:
-    """A scope whose names and networks can be one."""
-    from dataclasses import replace
-
-    from genward.config import networks
-    from genward.registry import check_name
-
-    if scope is None:
-        return None
-    for name in scope.models:
-        check_name(name, "model")
-    if unknown := set(scope.actions) - set(ACTIONS):
-        raise UsageError(f"no action {min(unknown)!r}", remedy=f"there are {', '.join(ACTIONS)}")
-    return replace(scope, networks=networks(scope.networks, "networks"))
 
 
 def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:

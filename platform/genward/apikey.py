@@ -15,13 +15,16 @@ import re
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
+from genward.config import networks
 from genward.contracts import Principal
-from genward.errors import Unauthenticated
+from genward.errors import Unauthenticated, UsageError
+
+ACTIONS = ("generate", "read", "audit", "detect")  # what a key may be narrowed to
 
 _FORM = re.compile(r"gw_([a-z0-9]{8})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})", re.ASCII)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -34,6 +37,15 @@ class Scope:
     actions: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
+
+    def checked(self) -> Scope:
+        """The same, its networks in one spelling; UsageError for what names nothing."""
+        for name in self.models:
+            if not name.isascii() or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise UsageError(f"{name!r} is no model's name", remedy="give it without version or alias")
+        if unknown := set(self.actions) - set(ACTIONS):
+            raise UsageError(f"no action {min(unknown)!r}", remedy=f"there are {', '.join(ACTIONS)}")
+        return replace(self, networks=networks(self.networks, "networks"))
 
     def columns(self) -> dict[str, str]:
         """As the registry keeps it."""

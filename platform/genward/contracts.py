@@ -110,6 +110,7 @@ class Verdict:
     lease: Lease | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     retry_after: float | None = None  # on deny: this much waiting may help
+    where: tuple[Condition, ...] = ()  # joined by AND to the caller's own clauses
 
 
 @dataclass(frozen=True, slots=True)

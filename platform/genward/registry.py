@@ -412,10 +412,8 @@ def _point(c: Connection, name: str, alias: str, version: int) -> None:
 def _activable(c: Connection, digest: str, rollback: bool, instead_of: str | None = None) -> None:
     now = _active(c)
     if instead_of is not None and (now is None or now[0] != instead_of):
-        what = "another version became active meanwhile"
-        raise Conflict(
-            what, where=now[0] if now else "", remedy="look at it with `genward policy diff`, then do it again"
-        )
+        remedy = "look at it with `genward policy diff`, then do it again"
+        raise Conflict("another version became active meanwhile", where=now[0] if now else "", remedy=remedy)
     allowed = ["superseded"] if rollback else ["approved", "superseded"]
     stage = c.execute(select(m.policies.c.stage).where(m.policies.c.digest == digest)).scalar() or "unknown"
     if stage not in (*allowed, "active"):

@@ -319,7 +319,8 @@ class Pipeline:
         await self._write_refusal(call, status, list(call.admission.reasons) or [type(error).__name__])
 
     async def _write_refusal(self, call: Call, status: str, reasons: list[str]) -> None:
-        await self.audit.append_async(record.entry("refuse", **self._fields(call), status=status, reasons=reasons))
+        fields = {**self._fields(call), "status": status, "reasons": reasons}
+        await self.audit.append_async(record.entry("refuse", **fields))
 
     def _close(self, call: Call, outcome: Outcome) -> None:
         """Settle leases and let policies observe; failing here changes nothing for the caller."""
@@ -352,7 +353,7 @@ class Pipeline:
             "actor": principal.key if principal else None,
             "model": f"{served.info.name}:{served.info.version}@{served.info.digest}" if served else None,
             "policy": call.policies.digest if call.policies else None,
-            "because": list(call.admission.reasons) or None if call.admission.allow else None,
+            "reasons": list(call.admission.reasons) or None if call.admission.allow else None,
             "commit": commit,
         }
 

@@ -75,7 +75,7 @@ class What(_Part):
 
 
 class Context(_Part):
-    """Facts of a test case; what is left out is one row asked for in this process, at midnight of a Thursday."""
+    """Facts of a test case; what is left out is one row asked for in this process, at noon of a Thursday."""
 
     n: int | None = None
     start: int | None = None

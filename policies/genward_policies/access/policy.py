@@ -21,6 +21,8 @@ from genward_policies.access.rules import Decision, Rules
 
 _log = logging.getLogger("genward.access")
 _DAY = 86_400
+_LONGEST = 500  # characters of a reason: an entry of the log has 4 kB
+_NAMED = 5  # ids in a reason
 _SHARE = 64  # a chunk of a counter is at most this fraction of its limit
 
 
@@ -49,10 +51,10 @@ class Access(Policy):
             self._recorder.add(question, decision, facts.policy)
         if decision.errors:
             _log.error("policy_error in request %s: %s", request.id, "; ".join(decision.errors))
-            return Verdict(False, (f"access: policy_error: {'; '.join(decision.errors)}",))
+            return Verdict(False, (f"access: policy_error: {'; '.join(decision.errors)}"[:_LONGEST],))
         if not decision.allow:
             return Verdict(False, (_refusal(decision, request.action),))
-        return self._granted(request, facts, tuple(f"access: {name}" for name in decision.because))
+        return self._granted(request, facts, (f"access: allowed by {_named(decision)}",))
 
     def _granted(self, request: Request, facts: Facts, because: tuple[str, ...]) -> Verdict:
         """What the grants that speak of this caller and model add; all of them hold."""
@@ -86,7 +88,7 @@ class Access(Policy):
     # rows a day
 
     def _reserved(self, request: Request, now: float, grants: Sequence[Grant], verdict: Verdict) -> Verdict:
-        """The verdict with a lease on each grant's rows of today; a deny, and nothing taken, when one has not enough."""
+        """The verdict with a lease on each grant's rows of today; a deny, with nothing taken, when one is spent."""
         if request.id in self._open:
             return Verdict(False, ("access: the request is under way already",))
         taken: list[str] = []
@@ -146,9 +148,15 @@ class Access(Policy):
         return dryrun.flips(Rules(cedar.text_of(config)), contexts.read(files or contexts.recorded(state)))
 
 
+def _named(decision: Decision) -> str:
+    """The ids of a decision, as many as an entry of the log has room for."""
+    more = len(decision.because) - _NAMED
+    return ", ".join(decision.because[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _refusal(decision: Decision, action: str) -> str:
     if decision.because:
-        return f"access: forbidden by {', '.join(decision.because)}"
+        return f"access: forbidden by {_named(decision)}"
     return f"access: nothing permits the key to {action} this"
 
 

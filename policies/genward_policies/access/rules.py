@@ -117,8 +117,12 @@ def _parsed(text: str) -> dict[str, Any]:
     policies: dict[str, Any] = found["staticPolicies"]
     given = {name: policy.get("annotations", {}).get("id") for name, policy in policies.items()}
     if nameless := [name for name, value in given.items() if not value]:
-        place = sorted(int(name.removeprefix("policy")) + 1 for name in nameless)[0]
+        place = min(int(name.removeprefix("policy")) + 1 for name in nameless)
         raise PolicyError(f"policy {place} has no @id", where=_WHERE, remedy='write @id("a-name") before it')
+    if long := [value for value in given.values() if value and len(value) > 100]:
+        raise PolicyError(
+            f"the @id {long[0][:40]!r}... is too long", where=_WHERE, remedy="give it 100 letters at most"
+        )
     if twice := [value for value, count in Counter(given.values()).items() if count > 1]:
         raise PolicyError(f"two policies have the @id {twice[0]!r}", where=_WHERE, remedy="give each its own")
     return policies

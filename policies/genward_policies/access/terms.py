@@ -52,8 +52,9 @@ def question(request: Request, facts: Facts) -> Question:
     return Question(facts.principal, request.action, facts.release, given)
 
 
-def context(given: Mapping[str, Any], now: int = 1_767_225_600) -> dict[str, Any]:
-    """A whole context from some of its keys, for test cases; the rest is one row asked for in this process."""
+def context(given: Mapping[str, Any], now: int = 1_767_268_800) -> dict[str, Any]:
+    """A whole context from some of its keys, for test cases; the rest is one row, asked for in this process on a
+    Thursday at noon."""
     place = _place(str(given["address"])) if "address" in given else _place(LOCAL)
     return {"n": 1, "start": -1, "columns": [], **_time(int(given.get("now", now))), **place, **given}
 
