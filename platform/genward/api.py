@@ -22,7 +22,6 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genward import receipt as receipts
 from genward import record
 from genward.contracts import AuditSink, Finding, Principal, Progress, ReleaseInfo, Silent
 from genward.errors import CheckFailed, Conflict, NotFound, PluginError, Unavailable
@@ -471,19 +470,9 @@ class Platform:
 
     def replay(self, path: Path) -> dict[str, Any]:
         """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
-        receipt = receipts.read(_bytes(path), str(path))
-        where = receipts.asked_where(receipt)
-        entries = [entry for entry in receipts.settled(receipt) if "digest" in entry["out"]]
-        if not entries:
-            raise CheckFailed("no row was served", where=str(path), remedy="the request was broken off or refused")
-        for entry in entries:
-            found = self.pipeline.replay(entry, where)
-            if found != entry["out"]["digest"]:
-                raise CheckFailed(
-                    f"the rows are not the same: {found}", where=str(path), remedy="is this the same runtime?"
-                )
-        rows = sum(entry["out"]["rows"] for entry in entries)
-        return {"replayed": rows, "rows": "the same bit for bit", "digest": entries[-1]["out"]["digest"]}
+        from genward.verify import replay
+
+        return replay(self.pipeline, _bytes(path), str(path))
 
 
 def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -367,7 +367,7 @@ def _key_row(c: Connection, prefix: str) -> Key | None:
 def _check_parent(parent: Key | None, prefix: str, tenant: str, roles: Sequence[str]) -> None:
     if parent is None or parent.principal.tenant != tenant:
         raise NotFound(f"no key {prefix!r} of {tenant}", remedy="`genward key list` shows prefixes")
-    if parent.revoked or parent.line >= _LINE - 1 or (parent.expires is not None and parent.expires <= time.time()):
+    if parent.revoked or parent.line >= _LINE or (parent.expires is not None and parent.expires <= time.time()):
         raise Conflict("a key cannot be made from this one", where=prefix, remedy="take one that is valid")
     if more := set(roles) - parent.principal.roles:
         raise Denied(f"the parent is no {', '.join(sorted(more))}", where=prefix, remedy="give roles that it has")
