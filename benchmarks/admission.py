@@ -1,7 +1,7 @@
 """What admission costs: authenticate, Cedar, slice, lease; and how long recorded decisions take to be made again.
 
-508 policies (500 grants of tenants with slices, roles, and a forbid with its case), 10,000 keys of 500 tenants, SQLite, a live lease
-of the quota and of the grant's rows a day. Runs in a state folder of its own with one small release.
+508 policies (500 grants of tenants with slices, roles, and a forbid with its case), 10,000 keys of 500 tenants, SQLite,
+live leases of the quota and of the grant's rows a day. Runs in a state folder of its own with one small release.
 
     python -m benchmarks.admission [--requests 5000] [--decisions 100000]
 """
@@ -156,9 +156,7 @@ def main() -> None:
         platform.close()
         seconds, report = replay(Path(name), given.decisions)
         rate = report["decisions"] / seconds
-        print(
-            f"{report['decisions']} recorded decisions again in {seconds:.1f} s ({rate:,.0f}/s), {report['flipped']} flip"
-        )
+        print(f"{report['decisions']} decisions again in {seconds:.1f} s ({rate:,.0f}/s), {report['flipped']} flip")
 
 
 if __name__ == "__main__":

@@ -177,10 +177,11 @@ class Platform:
     @cached_property
     def _context(self) -> PolicyContext:
         from genward.policy import PolicyContext
+        from genward.served import SealedFiles
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        return PolicyContext(*given, counters=self.counters)
+        return PolicyContext(*given, sealed=SealedFiles(state.bundles_dir, self.keys.trusted), counters=self.counters)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from genward.bundle import Bundle
 from genward.contracts import KeyProvider, ReleaseInfo
 from genward.data.codec import TableCodec
 from genward.engine import Engine
+from genward.errors import NotFound
 from genward.release import PUBLIC_KEY
 from genward.table import Table, Walk
 
@@ -41,16 +42,18 @@ class Served:
         """The noise key of a tenant where there is no pool; None means the pool's."""
         return None if self.table.slots is not None else self._derived(f"pool/{self.bundle.digest}/{tenant}")
 
-    def walk(self, tenant: str, cells: tuple[int, ...] | None, segments: int | None = None) -> Walk:
+    def walk(
+        self, tenant: str, cells: tuple[int, ...] | None, segments: int | None = None, reach: int | None = None
+    ) -> Walk:
         """A tenant's walk over some cells; its order is computed once."""
-        key = (tenant, cells, segments)
+        key = (tenant, cells, segments, reach)
         with self._lock:
             if key in self._walks:
                 self._walks.move_to_end(key)
                 return self._walks[key]
         pool = self.own_key(tenant) or self._derived(f"pool/{self.bundle.digest}")
         tenant_key = self._derived(f"walk/{self.bundle.digest}/{tenant}")
-        walk = Walk(self.table, tenant_key, pool, cells, segments)
+        walk = Walk(self.table, tenant_key, pool, cells, segments, reach)
         with self._lock:
             self._walks[key] = walk
             while len(self._walks) > _WALKS:
@@ -95,6 +98,25 @@ class Shelf:
         engine = Engine(graph, codec, table, meta, pool_key=pool, providers=self._providers)
         engine.check_golden(bundle.manifest["golden"], bundle.manifest["runtime"], PUBLIC_KEY)
         return Served(info, bundle, codec, engine, self._keys)
+
+
+class SealedFiles:
+    """Small files of bundles, by digest and name; each bundle is verified once in this process."""
+
+    def __init__(self, folder: Path, trusted: Callable[[], Sequence[bytes]]) -> None:
+        self._folder, self._trusted = folder, trusted
+        self._files: dict[str, Mapping[str, bytes]] = {}
+
+    def __call__(self, digest: str, name: str) -> bytes:
+        """NotFound when the bundle has no such file, IntegrityError when it is not what was sealed."""
+        files = self._files.get(digest)
+        if files is None:
+            bundle = Bundle.open(bundle_folder(self._folder, digest), self._trusted())
+            files = {n: data for n, data in bundle.files.items() if not n.endswith(".onnx")}
+            self._files[digest] = files
+        if name not in files:
+            raise NotFound(f"the bundle has no file {name!r}", where=digest)
+        return files[name]
 
 
 def bundle_folder(bundles: Path, digest: str) -> Path:

@@ -55,12 +55,12 @@ def _vkey(key: Path | None, state: Path) -> str | None:
 def replay(pipeline: Pipeline, data: bytes, where: str) -> dict[str, Any]:
     """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
     found = receipt.read(data, where)
-    asked = receipt.asked_where(found)
+    asked, added = receipt.asked_where(found), receipt.added_where(found)
     entries = [entry for entry in receipt.settled(found) if "digest" in entry["out"]]
     if not entries:
         raise CheckFailed("no row was served", where=where, remedy="the request was broken off or refused")
     for entry in entries:
-        digest = pipeline.replay(entry, asked)
+        digest = pipeline.replay(entry, asked, added)
         if digest != entry["out"]["digest"]:
             raise CheckFailed(f"the rows are not the same: {digest}", where=where, remedy="is this the same runtime?")
     rows = sum(entry["out"]["rows"] for entry in entries)

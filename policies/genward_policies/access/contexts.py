@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,25 @@ class Recorder:
 
     def _append(self, line: bytes) -> None:
         path = self._folder / NEW
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # of other workers
-            if os.fstat(handle).st_size + len(line) > self._largest and os.fstat(handle).st_ino == path.stat().st_ino:
+        with _locked(path) as handle:
+            here = os.fstat(handle)
+            if here.st_size + len(line) <= self._largest or not here.st_size:
+                os.write(handle, line)
+                return
+            if here.st_ino == path.stat().st_ino:  # no other worker was quicker
                 path.rename(self._folder / OLD)
+        with _locked(path) as handle:
             os.write(handle, line)
-        finally:
-            os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # of other workers
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def recorded(state: Path) -> list[Path]:
