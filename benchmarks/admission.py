@@ -86,22 +86,26 @@ def _keys(platform: Platform) -> list[str]:
     return [key for _, key, _ in made]
 
 
-def admissions(platform: Platform, keys: list[str], requests: int, kept: int) -> list[dict[str, float]]:
-    """Milliseconds of each stage of each admission; keys are drawn from the first `kept`."""
+def _drawn(keys: list[str], requests: int) -> list[str]:
+    draw = random.Random(0)
+    return [draw.choice(keys) for _ in range(requests)]
+
+
+def admissions(platform: Platform, keys: list[str]) -> list[dict[str, float]]:
+    """Milliseconds of each stage of one admission a key."""
     pipeline, registry = platform.pipeline, platform.registry
     info = registry.resolve("pool:1")
     schema = pipeline.shelf.get(info).codec.schema
     digest, _ = registry.active_policy()
     policies = platform.policies()
-    draw = random.Random(0)
     found = []
-    for number in range(requests):
-        key = Credential(draw.choice(keys[:kept]), LOCAL)
+    for shown in keys:
+        key = Credential(shown, LOCAL)
         t0 = time.perf_counter()
         principal = pipeline.authenticate(key, time.time(), registry.change_counter())
         t1 = time.perf_counter()
         where = Predicate.parse([f"{PHASE}=FCC"], schema).conditions
-        request = Request(f"r{number}", "generate", info.name, 10, where)
+        request = Request(f"r{len(found)}", "generate", info.name, 10, where)
         t2 = time.perf_counter()
         admission = policies.admit(request, Facts(principal, time.time(), digest, info, LOCAL))
         t3 = time.perf_counter()
@@ -145,13 +149,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="gw") as name:
         platform, keys = prepare(Path(name))
         access_ = platform.policies()._policies["access"]
-        print(f"{len(access_._rules.policies)} policies, {KEYS} keys, n = {given.requests}")
-        for what, kept in (
-            ("keys drawn from all 10,000 (half of them seen for the first time)", KEYS),
-            ("20 keys", 20),
-        ):
-            found = admissions(platform, keys, given.requests, kept)
-            print(what)
+        print(f"{len(access_._rules.policies)} policies, {KEYS} keys")
+        runs = {"10,000 keys, each for the first time": keys, "each seen before": _drawn(keys, given.requests)}
+        for what, some in runs.items():
+            found = admissions(platform, some)
+            print(f"{what}: n = {len(some)}")
             print("\n".join(_line(stage, [times[stage] for times in found]) for stage in found[0]))
         platform.close()
         seconds, report = replay(Path(name), given.decisions)

@@ -38,6 +38,7 @@ class Access(Policy):
         self._rules = Rules(cedar.text_of(config))
         self._schema = lru_cache(64)(self._read_schema)
         self._slice = lru_cache(4096)(self._clauses)
+        self._covering = lru_cache(16_384)(self._grants)
         self._recorder = contexts.Recorder(context.state_dir) if config.record else None
         self._open: dict[str, list[str]] = {}
 
@@ -62,7 +63,7 @@ class Access(Policy):
         if request.action != "generate" or release is None:
             return Verdict(True, because)
         who = facts.principal
-        grants = [grant for grant in self.config.grants if grant.covers(who.tenant, who.key, release.name)]
+        grants = self._covering(who.tenant, who.key, release.name)
         where: list[Condition] = []
         for grant in (grant for grant in grants if grant.where):
             try:
@@ -74,6 +75,9 @@ class Access(Policy):
                 return Verdict(False, (f"access: outside the slice of {grant.id}",))
             where += found
         return self._reserved(request, facts.now, grants, Verdict(True, because, where=tuple(where)))
+
+    def _grants(self, tenant: str, key: str, model: str) -> tuple[Grant, ...]:
+        return tuple(grant for grant in self.config.grants if grant.covers(tenant, key, model))
 
     def _clauses(self, name: str, digest: str) -> tuple[Condition, ...]:
         (grant,) = (grant for grant in self.config.grants if grant.id == name)
@@ -87,7 +91,7 @@ class Access(Policy):
 
     # rows a day
 
-    def _reserved(self, request: Request, now: float, grants: Sequence[Grant], verdict: Verdict) -> Verdict:
+    def _reserved(self, request: Request, now: float, grants: Iterable[Grant], verdict: Verdict) -> Verdict:
         """The verdict with a lease on each grant's rows of today; a deny, with nothing taken, when one is spent."""
         if request.id in self._open:
             return Verdict(False, ("access: the request is under way already",))

@@ -37,6 +37,7 @@ class Rules:
         self.policies = _parsed(text)
         self.ids = {name: str(policy["annotations"]["id"]) for name, policy in self.policies.items()}
         _validate(text, self.ids)
+        self._by_principal = _by_principal(self.policies)
         self._prepared = lru_cache(16_384)(self._prepare)
         self._sets: dict[tuple[str, ...], Any] = {}
 
@@ -75,7 +76,8 @@ class Rules:
         import cedarpy
 
         around = terms.around(Question(principal, action, release, {}))
-        names = tuple(name for name, policy in self.policies.items() if _in_scope(policy, around))
+        near = [self._by_principal.get(entity, ()) for entity in (None, *around["principal"])]
+        names = tuple(sorted(n for some in near for n in some if _in_scope(self.policies[n], around)))
         found = self._sets.get(names)
         if found is None:
             if len(self._sets) > 4096:
@@ -87,6 +89,15 @@ class Rules:
 
 def _in_scope(policy: Mapping[str, Any], around: Mapping[str, set[tuple[str, str]]]) -> bool:
     return all(_meets(policy[variable], known) for variable, known in around.items())
+
+
+def _by_principal(policies: Mapping[str, Any]) -> dict[tuple[str, str] | None, list[str]]:
+    """Policies by the one entity that their scope wants the principal to be or to be in; under None all others."""
+    found: dict[tuple[str, str] | None, list[str]] = {}
+    for name, policy in policies.items():
+        entity = policy["principal"].get("entity") if policy["principal"]["op"] in ("==", "in") else None
+        found.setdefault((entity["type"], entity["id"]) if entity else None, []).append(name)
+    return found
 
 
 def _meets(scope: Mapping[str, Any], known: set[tuple[str, str]]) -> bool:
