@@ -24,7 +24,7 @@ class Grant(_Part):
 
     tenant: Name
     model: Pattern = Field(description="a model's name, or * for every one")
-    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9:._-]+$", max_length=200)] | None = Field(
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9:._@|+/=-]+$", max_length=200)] | None = Field(
         None, description="public prefix of one key; else all of the tenant's"
     )
     roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("consumer",)
