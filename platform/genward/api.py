@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import record
-from genward.contracts import AuditSink, Finding, Principal, Progress, ReleaseInfo, Silent
+from genward.contracts import AuditSink, Finding, Principal, Progress, Silent
 from genward.errors import CheckFailed, Conflict, NotFound, PluginError, Unavailable
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Platform:
         server = self.state.config.server
         limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
+        self.counters.catch_up(self.audit)  # here, and not when the first request waits
         parts = (self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
         return Pipeline(*parts, authenticate=self._authenticator)
 
@@ -177,11 +178,12 @@ class Platform:
     @cached_property
     def _context(self) -> PolicyContext:
         from genward.policy import PolicyContext
-        from genward.served import SealedFiles
+        from genward.served import Sealed
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        return PolicyContext(*given, sealed=SealedFiles(state.bundles_dir, self.keys.trusted), counters=self.counters)
+        sealed = Sealed(state.bundles_dir, self.keys)
+        return PolicyContext(*given, sealed, lambda: self.plugins.attackers, self.counters)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""
@@ -361,11 +363,12 @@ class Platform:
 
     def set_alias(self, reference: str, alias: str, actor: str = "") -> str:
         """Point an alias at a release; to production only what somebody else approved."""
+        from genward import releasing
         from genward.registry import check_name
 
         info = self.registry.resolve(reference)
         check_name(alias, "alias")
-        self._require_approval(info, alias, actor)
+        releasing.require_approval(self, info, alias, actor or _OPERATOR)
         self.record("release.alias", actor, model=f"{info.name}:{info.version}", alias=alias)
         self.registry.set_alias(info.name, alias, info.version)
         return f"{info.name}@{alias}"
@@ -377,22 +380,18 @@ class Platform:
         self.registry.approve(info.digest, actor or _OPERATOR)
         return f"{info.name}:{info.version}"
 
-    def _require_approval(self, info: ReleaseInfo, alias: str, actor: str) -> None:
-        """Four eyes: production needs an approval of somebody other than who moves the alias."""
-        if alias != "production" or self.state.config.unsafe_single_operator:
-            return
-        if not set(self.registry.approvals(info.digest)) - {actor or _OPERATOR}:
-            raise CheckFailed(
-                f"{info.name}:{info.version} was approved by nobody else",
-                remedy=f"another administrator runs `genward model approve {info.name}:{info.version} --as KEY`",
-            )
-
     def grant(self, reference: str, tenant: str) -> list[str]:
         """Let a tenant generate from a release; in the log before it holds."""
         info = self.registry.resolve(reference)
         self.registry.require_tenant(tenant)
         self.record("release.grant", tenant=tenant, model=f"{info.name}:{info.version}")
         return list(self.registry.grant(info, tenant).tenants)
+
+    def raise_pool(self, reference: str, slots: int, actor: str = "") -> dict[str, Any]:
+        """Append a segment to a release's pool, `slots` in all; returns what all keys can hold now, at what risk."""
+        from genward import pool
+
+        return pool.raise_pool(self, reference, slots, actor)
 
     def retire(self, reference: str, actor: str = "") -> str:
         """Take a release out of service."""

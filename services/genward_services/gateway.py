@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,23 @@ import bentoml
 from genward.api import Platform
 from genward.errors import GenwardError
 from genward.stream import sweep
+from genward_services import wire
 from genward_services.app import routes_app, rules
 from genward_services.guard import Guard
 
 SWEEP_SECONDS = 10.0
 os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of every local process: ours decides
+IDLE_SECONDS = 300.0  # after which a chunk of a limit goes back to the store
+CATCH_UP = 2000  # entries of the log that a sweep reads at most: a hundredth of one core
 
 
 def _open() -> Platform:
+    """The platform with its pipeline ready, or with one that is made when what it needs is back."""
     passphrase = os.environ.get("GENWARD_PASSPHRASE")
-    return Platform.open(Path(os.environ.get("GENWARD_STATE", ".genward")), passphrase)
+    platform = Platform.open(Path(os.environ.get("GENWARD_STATE", ".genward")), passphrase)
+    with suppress(GenwardError):
+        _ = platform.pipeline
+    return platform
 
 
 class Late:
@@ -47,18 +56,25 @@ class Late:
 
 
 async def _sweeping(platform: Platform) -> None:
-    """Settle lost grants, give back quota chunks that lie idle, and note which keys were used."""
+    """Settle lost grants, give back quota chunks that lie idle, count what the log settled, forget old windows, note
+    which keys were used."""
     while True:
-        try:
-            await asyncio.to_thread(sweep, platform.pipeline)
-            await asyncio.to_thread(platform.pipeline.counters.release, 300.0)
-            await asyncio.to_thread(platform.uses.write)
-        except GenwardError:
-            pass  # the log or the store is away: requests are refused meanwhile, the next round tries again
+        with suppress(GenwardError):  # the log or the store is away: requests are refused, the next round tries again
+            await asyncio.to_thread(_swept, platform)
         await asyncio.sleep(SWEEP_SECONDS)
 
 
+def _swept(platform: Platform) -> None:
+    sweep(platform.pipeline)
+    counters = platform.counters
+    counters.release(IDLE_SECONDS)
+    counters.catch_up(platform.audit, most=CATCH_UP)
+    counters.prune(time.time())
+    platform.uses.write()
+
+
 application = Late()
+wire.install()
 
 
 def _closed(app: Any) -> Guard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -14,13 +14,13 @@ from genward.data.codec import TableCodec
 from genward.data.schema import Schema
 from genward.errors import PolicyError
 from genward.hookspecs import hookimpl
+from genward.limits import DAY, Window
 from genward.policy import Policy, PolicyContext
 from genward_policies.access import cedar, contexts, dryrun, slices, terms
 from genward_policies.access.config import AccessConfig, Grant
 from genward_policies.access.rules import Decision, Rules
 
 _log = logging.getLogger("genward.access")
-_DAY = 86_400
 _LONGEST = 500  # characters of a reason: an entry of the log has 4 kB
 _NAMED = 5  # ids in a reason
 _SHARE = 64  # a chunk of a counter is at most this fraction of its limit
@@ -40,7 +40,7 @@ class Access(Policy):
         self._slice = lru_cache(4096)(self._clauses)
         self._covering = lru_cache(16_384)(self._grants)
         self._recorder = contexts.Recorder(context.state_dir) if config.record else None
-        self._open: dict[str, list[str]] = {}
+        self._open: dict[str, tuple[Window, list[str]]] = {}
 
     # requests
 
@@ -95,22 +95,29 @@ class Access(Policy):
         """The verdict with a lease on each grant's rows of today; a deny, with nothing taken, when one is spent."""
         if request.id in self._open:
             return Verdict(False, ("access: the request is under way already",))
-        taken: list[str] = []
-        for grant in grants:
-            if grant.rows_per_day is None:
-                continue
-            name = f"rows/{grant.id}/day/{_day(int(now) // _DAY)}"
-            chunk = max(1, grant.rows_per_day // _SHARE)
-            if self._counters.reserve(name, request.n, grant.rows_per_day, chunk=chunk) is None:
-                for other in taken:
-                    self._counters.refund(other, request.n)
-                return Verdict(False, ("access: a limit is reached",), retry_after=_DAY - now % _DAY)
-            taken.append(name)
-        if not taken:
+        counted = [(grant.id, grant.rows_per_day) for grant in grants if grant.rows_per_day is not None]
+        if not counted:
             return verdict
-        self._open[request.id] = taken
-        lease = Lease(self.name, request.id, request.n, taken)
-        return Verdict(True, verdict.reasons, where=verdict.where, lease=lease)
+        today = Window.at(DAY, now)
+        if not self._take(counted, request.n, today):
+            hopeless = any(limit < request.n for _, limit in counted)
+            return Verdict(False, ("access: a limit is reached",), retry_after=None if hopeless else today.left(now))
+        self._open[request.id] = today, [name for name, _ in counted]
+        return replace(verdict, lease=Lease(self.name, request.id, request.n))
+
+    def _take(self, counted: Sequence[tuple[str, int]], n: int, today: Window) -> bool:
+        """Reserve under every limit, or under none."""
+        taken: list[str] = []
+        try:
+            for name, limit in counted:
+                if self._counters.reserve(name, n, limit, max(1, limit // _SHARE), today) is None:
+                    break
+                taken.append(name)
+            return len(taken) == len(counted)
+        finally:
+            if len(taken) < len(counted):
+                for name in taken:
+                    self._counters.refund(name, n, today)
 
     @property
     def _counters(self) -> Counters:
@@ -120,8 +127,9 @@ class Access(Policy):
 
     @hookimpl
     def settle(self, lease: Lease, outcome: Outcome) -> None:
-        for name in self._open.pop(lease.request, ()):
-            self._counters.refund(name, lease.rows - outcome.rows)
+        today, names = self._open.pop(lease.request, (Window(), []))
+        for name in names:
+            self._counters.refund(name, lease.rows - outcome.rows, today)
 
     # administrators
 
@@ -162,9 +170,3 @@ def _refusal(decision: Decision, action: str) -> str:
     if decision.because:
         return f"access: forbidden by {_named(decision)}"
     return f"access: nothing permits the key to {action} this"
-
-
-@lru_cache(2)
-def _day(number: int) -> str:
-    """The UTC date of a day since the epoch, as counters name it."""
-    return datetime.fromtimestamp(number * _DAY, UTC).strftime("%Y%m%d")
