@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from genward.errors import Conflict, DataError, Denied, GenwardError, LimitReached, NotFound, PolicyError
+from genward.errors import Conflict, DataError, Denied, GenwardError, LimitReached, NotFound, PolicyError, UsageError
 from genward_policies.access import contexts
 
 PHASE, YEAR = "PROPERTY: BCC/FCC/other", "REFERENCE: year"
@@ -270,3 +271,30 @@ def test_a_policy_that_cannot_be_asked_is_no_answer(world: Any) -> None:
     with pytest.raises(GenwardError) as caught:
         _rows(world, 1)
     assert caught.value.status == 503
+
+
+def _clause(draw: Any) -> str:
+    """A clause of either sliced column, in any spelling that the parser takes, sensible or not."""
+    if draw.random() < 0.5:
+        some = draw.sample(["FCC", "BCC", "other"], draw.randint(1, 3))
+        return draw.choice([f"{PHASE}={some[0]}", f"{PHASE}!={some[0]}", f"{PHASE} in {{{', '.join(some)}}}"])
+    year = draw.choice([str(draw.randint(2000, 2022)), "2005", "2015", "2015.0000000001", "1e4", "-1"])
+    return f"{YEAR}{draw.choice(['<', '<=', '=', '!=', '>', '>='])}{year}"
+
+
+@pytest.mark.parametrize("requests", [80, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_no_fuzzed_request_leaves_its_slice(shared: Any, requests: int) -> None:
+    """Random predicates, counts and places: every row of every answer lies in the slice; all else is refused."""
+    draw, client, answered = random.Random(requests), shared.platform.client(shared.key), 0
+    for _ in range(requests):
+        where = [_clause(draw) for _ in range(draw.randint(0, 3))]
+        start = draw.choice([None, None, draw.randint(0, 10_000)])
+        try:
+            answer = client.generate(draw.choice(["pool:1", "open:1"]), n=draw.randint(1, 20), where=where, start=start)
+        except (UsageError, Denied):
+            continue
+        found = json.loads(answer.body)
+        rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+        assert all(_inside(row) for row in rows), where
+        answered += bool(rows)
+    assert answered > requests // 8
