@@ -130,10 +130,11 @@ class Platform:
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
         self.counters.catch_up(self.audit)  # here, and not when the first request waits
         parts = (self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
-        return Pipeline(*parts, authenticate=self._authenticator)
+        return Pipeline(*parts, authenticate=self.authenticator)
 
     @cached_property
-    def _authenticator(self) -> Authenticator:
+    def authenticator(self) -> Authenticator:
+        """Who keys and tokens speak for; NotFound or UsageError when the issuer's key file cannot be used."""
         from genward.auth import Authenticator
         from genward.oidc import Tokens
 
@@ -142,7 +143,7 @@ class Platform:
 
     def authenticate(self, credential: str) -> Principal:
         """Who an API key or a token speaks for; Unauthenticated."""
-        return self._authenticator(credential, time.time())
+        return self.authenticator(credential, time.time())
 
     @cached_property
     def uses(self) -> LastUse:
@@ -204,7 +205,7 @@ class Platform:
         if "_runner" in self.__dict__:
             self._runner.run(self.audit.detach())
             self.__dict__.pop("_runner").close()
-        for name in ("pipeline", "_context", "_authenticator"):
+        for name in ("pipeline", "_context", "authenticator"):
             self.__dict__.pop(name, None)
         if "uses" in self.__dict__:
             with suppress(Conflict, Unavailable):

@@ -63,3 +63,9 @@ def test_models_outside_a_key_s_scope_are_not_listed(server: Any) -> None:
     assert server.ask("GET", "/v1/models/pool:1", key=key).status == 403
     assert server.rows(1, "pool:1", key=key).status == 403
     assert server.rows(1, "open:1", key=key).status == 200
+
+
+def test_a_server_whose_issuer_s_keys_are_missing_does_not_start(make_world: Any, start_server: Any) -> None:
+    world = make_world("auth: {issuer: a, audience: b, jwks: jwks.json, algorithms: [ES256]}\n")
+    with pytest.raises(AssertionError, match=r"jwks\.json: cannot read it"):
+        start_server(world)
