@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +68,14 @@ def test_models_outside_a_key_s_scope_are_not_listed(server: Any) -> None:
     assert server.rows(1, "open:1", key=key).status == 200
 
 
-def test_a_server_whose_issuer_s_keys_are_missing_does_not_start(make_world: Any, start_server: Any) -> None:
-    world = make_world("auth: {issuer: a, audience: b, jwks: jwks.json, algorithms: [ES256]}\n")
-    with pytest.raises(AssertionError, match=r"jwks\.json: cannot read it"):
-        start_server(world)
+def test_a_server_whose_issuer_s_keys_are_missing_does_not_start(tmp_path: Path) -> None:
+    from genward.api import Platform
+
+    platform, _ = Platform.init(tmp_path / "s", single_operator=True)
+    platform.close()
+    with (tmp_path / "s" / "genward.yaml").open("a") as file:
+        file.write("auth: {issuer: a, audience: b, jwks: jwks.json, algorithms: [ES256]}\n")
+    words = [sys.executable, "-m", "genward.cli", "--state", str(tmp_path / "s"), "serve", "--port", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4
+    assert "jwks.json: cannot read it" in done.stderr
