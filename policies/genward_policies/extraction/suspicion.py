@@ -14,9 +14,9 @@ import numpy as np
 
 from genward_policies.extraction.sketch import CELLS, Sketch
 
-LEAST = 100  # queries before anything is said,
+LEAST = 150  # queries before anything is said,
 LEAST_NEW = 40  # and new ones among them
-SPREAD, PROBING = 0.86, 0.50  # thresholds, set on simulated customers by benchmarks/extraction.py
+SPREAD, PROBING = 0.88, 0.50  # thresholds, set on simulated customers by benchmarks/extraction.py
 _GROWTH, _AT = 0.1, 200  # of the second for ten times as many queries: places fill up, so more are beside another
 
 
