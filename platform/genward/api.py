@@ -127,6 +127,7 @@ class Platform:
         server = self.state.config.server
         limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
+        self.counters.catch_up(self.audit)  # here, and not when the first request waits
         return Pipeline(self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
 
     @cached_property

@@ -113,6 +113,11 @@ class PolicySet:
         result: NDArray[np.float64] = call(request=request, facts=facts, rows=rows)
         return result
 
+    @property
+    def screens(self) -> bool:
+        """Whether a policy drops or coarsens rows."""
+        return bool(self._calls["screen"])
+
     def screen(self, request: Request, facts: Facts, rows: Rows) -> Rows:
         for _, call in self._calls["screen"]:
             rows = call(request=request, facts=facts, rows=rows)

@@ -242,16 +242,18 @@ class Pipeline:
             return await asyncio.to_thread(self._page, call, plan)
 
     def _page(self, call: Call, plan: Any) -> Page:
-        policies = _policies(call)
         fetch = plan.fetcher(call.deadline, self._score(call))
         with call.meter:
-            found: PageRows = plan.scan(call.ask.n, fetch)
-            rows = policies.screen(call.request, _facts(call), found.rows)
-        return Page(plan, rows, found.start, found.scanned, found.exhausted)
+            found: PageRows = plan.scan(call.ask.n, fetch, self._screen(call))
+        return Page(plan, found.rows, found.start, found.scanned, found.exhausted)
 
     def _score(self, call: Call) -> Callable[[Rows], Any] | None:
         policies = _policies(call)
         return (lambda rows: policies.score(call.request, _facts(call), rows)) if policies.scores else None
+
+    def _screen(self, call: Call) -> Callable[[Rows], Rows] | None:
+        policies = _policies(call)
+        return (lambda rows: policies.screen(call.request, _facts(call), rows)) if policies.screens else None
 
     def _encoded(self, call: Call, page: Page) -> bytes:
         with call.timed("encode"), call.meter:
@@ -404,6 +406,7 @@ class Pipeline:
     def _active(self, seen: int | None) -> PolicySet:
         digest, text = self.registry.active_policy(seen)
         if self._policies is None or self._policies[0] != digest:
+            self.counters.catch_up(self.audit)  # a limit that is new counts what was given before it
             self._policies = (digest, self._make_policies(digest, text))
         return self._policies[1]
 

@@ -77,7 +77,10 @@ def test_the_open_inference_protocol_speaks_of_the_same_rows(server: Any) -> Non
 @pytest.mark.parametrize(
     "inputs",
     [None, [3], [{"name": "m", "data": [1]}], [{"name": "n", "data": 1}], [{"name": "n", "data": [20_000]}],
-     [{"name": "from", "data": [-1]}], [{"name": "where", "data": [1]}], [{"name": "n", "data": ["4"]}]],
+     [{"name": "from", "data": [-1]}], [{"name": "where", "data": [1]}], [{"name": "n", "data": ["4"]}],
+     [{"name": {}, "data": [1]}], [{"name": "n", "data": [1, 2]}], [{"name": "from", "data": []}],
+     [{"name": "where", "data": ["REFERENCE: year>2010"] * 101}], [{"name": "n", "data": [1]}] * 4,
+     [{"name": "n", "data": [1.5]}]],
 )  # fmt: skip
 def test_odd_tensors_are_refused(server: Any, inputs: Any) -> None:
     assert server.ask("POST", "/v2/models/pool:1/infer", {"inputs": inputs}).status == 400

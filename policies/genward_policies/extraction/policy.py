@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 LIMIT = "extraction: a limit is reached"
 RELEASE_RISK = "extraction.release_risk"
 _SHARE = 64  # a chunk of a budget is at most this fraction of it
-_MINUTE = 60
 _TENTHS = 0.005  # of risk: what rounding to whole slots may add
 _RANKS = {"record": 1, "slow": 2, "deny": 3}
 
@@ -208,11 +207,13 @@ class Extraction(Policy):
             return Verdict(False, (LIMIT,))
         if level < _RANKS["slow"]:
             return None
+        from genward.limits import MINUTE, Window
         from genward_policies.extraction.watch import name_of
 
-        counter, wait = f"extraction/slow/{name_of(facts)}/{int(facts.now) // _MINUTE}", _MINUTE - facts.now % _MINUTE
-        if self._counters.reserve(counter, request.n, self.config.detection.slow_rows_per_minute) is None:
-            return Verdict(False, (LIMIT,), retry_after=wait)
+        counter, window = f"extraction/slow/{name_of(facts)}", Window.at(MINUTE, facts.now)
+        rows = self.config.detection.slow_rows_per_minute
+        if self._counters.reserve(counter, request.n, rows, window=window) is None:
+            return Verdict(False, (LIMIT,), retry_after=window.left(facts.now))
         return None
 
     @hookimpl
