@@ -154,12 +154,12 @@ def test_numbers_far_from_where_rows_lie_are_strange_and_typical_ones_are_not(ro
 
 
 def test_low_and_slow_is_found_where_ranges_have_long_tails() -> None:
-    """Of ten streams of 1,000 on the transport table, most are flagged, and of ten customers hardly one."""
-    codec, traffic = _example("mp_transport.csv.gz", 3000)
+    """Of twelve streams of 1,000 on the transport table, most are flagged, and of twelve customers hardly one."""
+    codec, traffic = _example("mp_transport.csv.gz", 40_000)
     places = Places(codec)
     found = {"slow": 0, "honest": 0}
     for kind in found:
-        for seed in range(10):
+        for seed in range(12):
             sketch = Sketch()
             for asked in islice(traffic.kinds[kind](np.random.default_rng(seed)), 1000):
                 sketch.add(places.of(asked))
