@@ -1,8 +1,8 @@
 """Entries, schema v1: canonical JSON (RFC 8785) of at most 4 kB that says who did what, and never the content.
 
     {v, t, event: grant|settle|refuse|release|act, request, tenant, actor, model, policy,
-     plan: {start, n, cells, segments, k}, status: served|denied|error|lost|aborted, out: {rows, digest}, grant: index,
-     cost: {cpu_us, computed, bytes, price_pico}}
+     plan: {start, n, cells, segments, k, reach}, status: served|denied|error|lost|aborted, out: {rows, digest},
+     grant: index, cost: {cpu_us, computed, bytes, price_pico}}
 
 An `act` carries `act` (its verb, for example policy.activate or log.start) and `detail`; refusals carry `reasons`;
 `commit` names salted commitments. The writer owns index and time: producers leave `t` out and `stamp` puts it in.
@@ -113,7 +113,7 @@ _CHECKS: dict[str, Check] = {
     "actor": _text(200),
     "model": _text(300),
     "policy": _text(200),
-    "plan": _map_of(start=_count, n=_count, cells=_list_or_count, segments=_list_or_count, k=_count),
+    "plan": _map_of(start=_count, n=_count, cells=_list_or_count, segments=_list_or_count, k=_count, reach=_count),
     "status": lambda value: value in STATUSES,
     "out": _map_of(rows=_count, digest=_text(200)),
     "grant": _count,

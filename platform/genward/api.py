@@ -159,7 +159,25 @@ class Platform:
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        return PolicyContext(*given, counters=self.counters)
+        return PolicyContext(*given, sealed=self._sealed, counters=self.counters)
+
+    def _sealed(self, digest: str, name: str) -> bytes:
+        """A small file of a bundle by its digest; the bundle is verified once in this process."""
+        files = self._sealed_files.get(digest)
+        if files is None:
+            from genward.bundle import Bundle
+            from genward.served import bundle_folder
+
+            bundle = Bundle.open(bundle_folder(self.state.bundles_dir, digest), self.keys.trusted())
+            files = {n: data for n, data in bundle.files.items() if not n.endswith(".onnx")}
+            self._sealed_files[digest] = files
+        if name not in files:
+            raise NotFound(f"the bundle has no file {name!r}", where=digest)
+        return files[name]
+
+    @cached_property
+    def _sealed_files(self) -> dict[str, Mapping[str, bytes]]:
+        return {}
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""
@@ -450,12 +468,12 @@ class Platform:
     def replay(self, path: Path) -> dict[str, Any]:
         """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
         receipt = receipts.read(_bytes(path), str(path))
-        where = receipts.asked_where(receipt)
+        where, added = receipts.asked_where(receipt), receipts.added_where(receipt)
         entries = [entry for entry in receipts.settled(receipt) if "digest" in entry["out"]]
         if not entries:
             raise CheckFailed("no row was served", where=str(path), remedy="the request was broken off or refused")
         for entry in entries:
-            found = self.pipeline.replay(entry, where)
+            found = self.pipeline.replay(entry, where, added)
             if found != entry["out"]["digest"]:
                 raise CheckFailed(
                     f"the rows are not the same: {found}", where=str(path), remedy="is this the same runtime?"

@@ -60,7 +60,8 @@ class Candidate:
     synthetic: Any = None  # rows the exported graph made with a public key,
     exported: Any = None  # that graph (genward.export.Exported), as it will be sealed,
     table: Any = None  # the release's slots, cells and block (genward.table.Table),
-    parent: str = ""  # and the digest of the release that this one is a cheaper form of
+    parent: str = ""  # the digest of the release that this one is a cheaper form of,
+    sealed: Mapping[str, bytes] = field(default_factory=dict)  # and files that policies seal beside it
 
     @property
     def id(self) -> str:

@@ -51,7 +51,9 @@ class Answer:
     def receipt(self) -> bytes:
         """The receipt with what was asked beside it, so that the response can be verified and replayed."""
         found = dict(self.client.receipt(self.request))
-        return json.dumps({**found, "asked": dict(self.asked)}, indent=2).encode()
+        added = self.headers.get("genward-added")
+        asked = dict(self.asked) if added is None else {**self.asked, "added": json.loads(added)}
+        return json.dumps({**found, "asked": asked}, indent=2).encode()
 
 
 class Client(Protocol):

@@ -84,6 +84,8 @@ class Verdict:
     reasons: tuple[str, ...] = ()
     cells: frozenset[int] | None = None  # only these cells; None: all
     cap: int | None = None  # at most this many rows
+    where: tuple[Condition, ...] = ()  # joined by AND to what the caller asked; deny where both cannot hold
+    reach: int | None = None  # of the tenant's walk over the whole release, only the first so many slots
     lease: Lease | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     retry_after: float | None = None  # on deny: this much waiting may help
@@ -137,6 +139,33 @@ class Evidence:
     def withheld(self) -> bool:
         """Whether it was kept back because it reads protected rows."""
         return self.value is None and self.method.startswith("withheld")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a policy seals into a release's table. `slots`: of several wishes the smallest holds, None is no wish;
+    `candidates` of a slot: one policy at most may name them. `files` go into the bundle, `evidence` to the gates."""
+
+    slots: int | None = None
+    candidates: int | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    evidence: Sequence[Evidence] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What a file says of one release and one tenant's key (tenant "": the release's own).
+
+    `p` is an upper bound of the chance that a file without this key's mark looks as marked, corrected for the keys
+    tried; `z` the statistic in standard deviations; `rows` how many were read.
+    """
+
+    release: str
+    tenant: str
+    p: float
+    z: float
+    rows: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

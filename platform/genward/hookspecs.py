@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from genward.candidate import Candidate
     from genward.contracts import (
         Compressed,
+        Detection,
         Evidence,
         Facts,
         Finding,
         Lease,
         Outcome,
         Progress,
+        ReleaseInfo,
         Request,
         Rows,
+        Shape,
         Verdict,
     )
     from genward.data.codec import Codec
@@ -84,6 +87,12 @@ def compress(candidate: Candidate, progress: Progress) -> Compressed | None:
 
 
 @hookspec
+def shape(candidate: Candidate, progress: Progress) -> Shape | None:
+    """The slots and candidates of the release's table, and what a policy must find in the bundle to serve it. The
+    candidate carries its graph and generated rows, and in `sealed` the files of the policies before."""
+
+
+@hookspec
 def measure(candidate: Candidate) -> Sequence[Evidence]:  # type: ignore[empty-body]
     """Evidence for what this policy promises."""
 
@@ -112,25 +121,26 @@ def settle(lease: Lease, outcome: Outcome) -> None:
 
 
 @hookspec
-def score(request: Request, rows: Rows) -> NDArray[np.float64]:  # type: ignore[empty-body]
+def score(request: Request, facts: Facts, rows: Rows) -> NDArray[np.float64]:  # type: ignore[empty-body]
     """Scores (n,) of candidate rows, the highest of a slot is chosen. One owner per release."""
 
 
 @hookspec
-def screen(request: Request, rows: Rows) -> Rows:  # type: ignore[empty-body]
+def screen(request: Request, facts: Facts, rows: Rows) -> Rows:  # type: ignore[empty-body]
     """Drop or coarsen rows; pure per row."""
 
 
 @hookspec
-def mark(request: Request, payload: Mapping[str, str]) -> Mapping[str, str]:  # type: ignore[empty-body]
+def mark(request: Request, facts: Facts, payload: Mapping[str, str]) -> Mapping[str, str]:  # type: ignore[empty-body]
     """Signed metadata to carry beside the rows (Arrow and Parquet schema metadata, CSV sidecar)."""
 
 
 @hookspec
-def observe(request: Request, outcome: Outcome) -> None:
+def observe(request: Request, facts: Facts, outcome: Outcome) -> None:
     """Counters and detectors; runs after the response is settled and cannot change it."""
 
 
 @hookspec
-def detect(rows: Rows, releases: Sequence[str]) -> Sequence[Evidence]:  # type: ignore[empty-body]
-    """Evidence, by key and tenant, that rows came from a release."""
+def detect(rows: Any, releases: Sequence[ReleaseInfo], tenants: Sequence[str]) -> Sequence[Detection]:  # type: ignore[empty-body]
+    """Whether rows (a pyarrow table, or record batches one after the other) carry the mark of a release, by key and
+    tenant."""

@@ -98,8 +98,7 @@ class Page:
 
     def fields(self) -> Mapping[str, Any]:
         """The plan as the log keeps it."""
-        table = self.plan.served.table
-        return plan_fields(self.start, self.scanned, self.plan.cells, self.plan.walk.segments, table.candidates)
+        return plan_fields(self.start, self.scanned, self.plan.cells, self.plan.walk)
 
     def headers(self) -> dict[str, str]:
         """Rows, yield (rows that passed among slots examined), where to ask for this page again."""
@@ -123,10 +122,11 @@ class Pages:
         allowed: frozenset[int] | None,
         n: int,
         start: int | None,
+        reach: int | None = None,
     ) -> Plan:
         """A place for n rows: the one asked for, or the next of the tenant's cursor for this release and predicate."""
         cells = _cells(served, predicate, allowed)
-        walk = served.walk(tenant, cells)
+        walk = served.walk(tenant, cells, reach=reach)
         if start is not None:
             return Plan(served, tenant, predicate, walk, cells, start, None)
         cursor = _cursor(served, tenant, predicate, cells)
@@ -159,7 +159,7 @@ class Pages:
     def again(self, served: Served, tenant: str, predicate: Predicate, plan: Mapping[str, Any]) -> Plan:
         """The plan of an earlier page, from its log entry."""
         cells = tuple(int(cell) for cell in plan["cells"]) if "cells" in plan else None
-        walk = served.walk(tenant, cells, int(plan["segments"]))
+        walk = served.walk(tenant, cells, int(plan["segments"]), plan.get("reach"))
         return Plan(served, tenant, predicate, walk, cells, int(plan["start"]), None)
 
 

@@ -42,6 +42,7 @@ class PolicyContext:
     state_dir: Path
     database_url: str = ""
     audit: Callable[[], AuditSink] | None = None
+    sealed: Callable[[str, str], bytes] | None = None  # a file of a release's verified bundle, by digest and name
     counters: Counters | None = None  # of this process, on `store_url`: chunks of limits are shared by all that count
 
 

@@ -15,14 +15,17 @@ import pluggy
 from genward import hookspecs
 from genward.contracts import (
     Compressed,
+    Detection,
     Evidence,
     Facts,
     Finding,
     Lease,
     Outcome,
     Progress,
+    ReleaseInfo,
     Request,
     Rows,
+    Shape,
     Verdict,
 )
 from genward.errors import PluginError, PolicyError, Unavailable
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from genward.candidate import Candidate
+    from genward.contracts import Condition
     from genward.data.dataset import Dataset
     from genward.family import Protected, Training
     from genward.policy import Policy
@@ -48,6 +52,8 @@ class Admission:
     reasons: tuple[str, ...] = ()
     cells: frozenset[int] | None = None
     cap: int | None = None
+    where: tuple[Condition, ...] = ()
+    reach: int | None = None
     leases: tuple[Lease, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     retry_after: float | None = None
@@ -80,7 +86,7 @@ class PolicySet:
         admission = _combine(verdicts)
         if not admission.allow:
             self.settle(admission.leases, Outcome("denied", 0))
-            return replace(admission, cells=None, cap=None, leases=())
+            return replace(admission, cells=None, cap=None, where=(), reach=None, leases=())
         return admission
 
     def settle(self, leases: Sequence[Lease], outcome: Outcome) -> None:
@@ -101,32 +107,38 @@ class PolicySet:
         """Whether a policy chooses among a slot's candidates."""
         return bool(self._calls["score"])
 
-    def score(self, request: Request, rows: Rows) -> NDArray[np.float64]:
+    def score(self, request: Request, facts: Facts, rows: Rows) -> NDArray[np.float64]:
         """Scores of candidates by the one owner; only call when `scores`."""
         ((_, call),) = self._calls["score"]
-        result: NDArray[np.float64] = call(request=request, rows=rows)
+        result: NDArray[np.float64] = call(request=request, facts=facts, rows=rows)
         return result
 
-    def screen(self, request: Request, rows: Rows) -> Rows:
+    def screen(self, request: Request, facts: Facts, rows: Rows) -> Rows:
         for _, call in self._calls["screen"]:
-            rows = call(request=request, rows=rows)
+            rows = call(request=request, facts=facts, rows=rows)
         return rows
 
-    def mark(self, request: Request, payload: Mapping[str, str]) -> Mapping[str, str]:
+    def mark(self, request: Request, facts: Facts, payload: Mapping[str, str]) -> Mapping[str, str]:
         for _, call in self._calls["mark"]:
-            payload = call(request=request, payload=payload)
+            payload = call(request=request, facts=facts, payload=payload)
         return payload
 
-    def observe(self, request: Request, outcome: Outcome) -> None:
+    def observe(self, request: Request, facts: Facts, outcome: Outcome) -> None:
         """After the response: what fails here is logged and changes nothing."""
         for name, call in self._calls["observe"]:
             try:
-                call(request=request, outcome=outcome)
+                call(request=request, facts=facts, outcome=outcome)
             except Exception:
                 _log.exception("policy %s failed to observe %s", name, request.id)
 
-    def detect(self, rows: Rows, releases: Sequence[str]) -> list[Evidence]:
-        return [found for _, call in self._calls["detect"] for found in call(rows=rows, releases=releases)]
+    @property
+    def detects(self) -> bool:
+        """Whether a policy can tell marked rows."""
+        return bool(self._calls["detect"])
+
+    def detect(self, rows: Any, releases: Sequence[ReleaseInfo], tenants: Sequence[str]) -> list[Detection]:
+        given = {"rows": rows, "releases": releases, "tenants": tenants}
+        return [found for _, call in self._calls["detect"] for found in call(**given)]
 
     # release side
 
@@ -155,6 +167,14 @@ class PolicySet:
             result: Compressed | None = call(candidate=candidate, progress=progress)
             return result
         return None
+
+    def shape(self, candidate: Candidate, progress: Progress) -> Shape:
+        """What all policies seal into the table; PolicyError when two name the candidates or bring the same file."""
+        found = Shape()
+        for name, call in self._calls["shape"]:
+            more = call(candidate=replace(candidate, sealed=found.files), progress=progress)
+            found = found if more is None else _joined(name, found, more)
+        return found
 
     def measure(self, candidate: Candidate) -> list[Evidence]:
         return [found for _, call in self._calls["measure"] for found in call(candidate=candidate)]
@@ -220,6 +240,16 @@ def _verdict(name: str, call: _Call, **given: Any) -> Verdict:
     return verdict if isinstance(verdict, Verdict) else Verdict(False, (f"policy {name} gave no verdict",))
 
 
+def _joined(name: str, one: Shape, two: Shape) -> Shape:
+    if one.candidates is not None and two.candidates is not None:
+        raise PolicyError(f"policy {name} names the candidates of a slot, which another one did")
+    if twice := one.files.keys() & two.files.keys():
+        raise PolicyError(f"policy {name} seals {min(twice)!r}, which another one did")
+    slots = [shape.slots for shape in (one, two) if shape.slots is not None]
+    k = two.candidates if one.candidates is None else one.candidates
+    return Shape(min(slots, default=None), k, {**one.files, **two.files}, (*one.evidence, *two.evidence))
+
+
 def _combine(verdicts: Sequence[Verdict]) -> Admission:
     cells = [v.cells for v in verdicts if v.cells is not None]
     waits = [v.retry_after for v in verdicts if v.retry_after is not None]
@@ -229,6 +259,8 @@ def _combine(verdicts: Sequence[Verdict]) -> Admission:
         reasons=tuple(reason for v in (denied or verdicts) for reason in v.reasons),
         cells=frozenset.intersection(*cells) if cells else None,
         cap=min((v.cap for v in verdicts if v.cap is not None), default=None),
+        where=tuple(condition for v in verdicts for condition in v.where),
+        reach=min((v.reach for v in verdicts if v.reach is not None), default=None),
         leases=tuple(v.lease for v in verdicts if v.lease is not None),
         headers={key: value for v in verdicts for key, value in v.headers.items()},
         retry_after=max(waits) if waits else None,

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from genward import record
-from genward.contracts import AuditSink, KeyProvider, Principal
+from genward.contracts import AuditSink, Condition, KeyProvider, Principal
 from genward.errors import CheckFailed, Denied, GenwardError, IntegrityError, NotFound
 from genward.strictjson import parse
 
@@ -112,16 +112,26 @@ def asked_where(receipt: Mapping[str, Any]) -> Sequence[str]:
     return [str(clause) for clause in where]
 
 
+def added_where(receipt: Mapping[str, Any]) -> Sequence[Condition]:
+    """The clauses that policies joined to it, as the response's header told them and the caller kept them."""
+    found = (receipt.get("asked") or {}).get("added", [])
+    try:
+        return [Condition(str(c), op, tuple(v) if isinstance(v, list) else v) for c, op, v in found]
+    except (TypeError, ValueError):
+        raise IntegrityError("the clauses that were added cannot be read", where="receipt") from None
+
+
 def _opened(receipt: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     """Whether the conditions that the caller kept open the commitment in the log; IntegrityError if they do not."""
-    commit = (entry.get("commit") or {}).get("where")
-    where = asked_where(receipt)
-    if commit is None and not where:
+    commit, where, added = entry.get("commit") or {}, asked_where(receipt), added_where(receipt)
+    kept = {"where": record.asked(where) if where else None, "added": record.added(added) if added else None}
+    if not commit and not where and not added:
         return "none"
-    if commit is not None and not where:
+    if any(kept[name] is None for name in commit):
         return "not kept beside the receipt"
     salt = bytes.fromhex(str(receipt["salt"]))
-    if commit is None or record.commitment(salt, record.asked(where)) != commit:
+    found = {name: record.commitment(salt, value) for name, value in kept.items() if value is not None}
+    if found != commit:
         raise IntegrityError("what was asked is not what the log committed to", where="receipt")
     return "as the log committed to"
 

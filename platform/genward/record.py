@@ -7,11 +7,14 @@ import hmac
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from genward.contracts import KeyProvider
+from genward.contracts import Condition, KeyProvider
+
+if TYPE_CHECKING:
+    from genward.table import Walk
 
 VERSION = 1
 
@@ -47,12 +50,18 @@ def commitment(salt: bytes, value: bytes) -> str:
     return f"hmac-sha256:{hmac.new(salt, value, hashlib.sha256).hexdigest()}"
 
 
+def added(where: Sequence[Condition]) -> bytes:
+    """Clauses that policies joined to a request, for a commitment to them and for the header that tells the caller."""
+    return orjson.dumps([[clause.column, clause.op, clause.value] for clause in where])
+
+
 def asked(where: Sequence[str]) -> bytes:
     """The conditions of a request as it sent them, in any order, for a commitment to them."""
     return orjson.dumps(sorted(where))
 
 
-def plan_fields(start: int, scanned: int, cells: Any, segments: int, candidates: int) -> Mapping[str, Any]:
+def plan_fields(start: int, scanned: int, cells: Any, walk: Walk) -> Mapping[str, Any]:
     """The plan of a page as the log keeps it: enough to compute the rows again."""
-    fields: dict[str, Any] = {"start": start, "n": scanned, "segments": segments, "k": candidates}
-    return fields if cells is None else {**fields, "cells": list(cells)}
+    fields: dict[str, Any] = {"start": start, "n": scanned, "segments": walk.segments, "k": walk.table.candidates}
+    more = {"cells": None if cells is None else list(cells), "reach": walk.reach}
+    return fields | {name: value for name, value in more.items() if value is not None}

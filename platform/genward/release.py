@@ -18,7 +18,7 @@ import numpy as np
 
 from genward import attest
 from genward.candidate import NETWORK
-from genward.contracts import Compressed, Evidence, KeyProvider, Progress
+from genward.contracts import Compressed, Evidence, KeyProvider, Progress, Shape
 from genward.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -74,11 +74,34 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
     engine = public_engine(candidate, exported, table)
     measured = with_samples(candidate, dataset, engine, plan, progress)
     measured = replace(measured, exported=exported, table=table, parent=plan.parent)
+    shape = policies.shape(measured, progress)
+    measured = replace(measured, table=shaped(table, shape, exported), sealed=shape.files)
+    engine = public_engine(candidate, exported, measured.table)
     quality = judge(measured, progress)
-    evidence = [*parity, *cheaper.evidence, *quality, *policies.measure(measured)]
+    evidence = [*parity, *cheaper.evidence, *shape.evidence, *quality, *policies.measure(measured)]
     require(policies, evidence)
-    files = policies.attach(measured, evidence)
-    return Built(measured, exported, table, evidence, engine.golden(PUBLIC_KEY), engine.fingerprint, files)
+    files = _apart(shape.files, policies.attach(measured, evidence))
+    return Built(measured, exported, measured.table, evidence, engine.golden(PUBLIC_KEY), engine.fingerprint, files)
+
+
+def shaped(table: Table, shape: Shape, exported: Exported) -> Table:
+    """The planned table with what policies seal into it: never more slots than were planned."""
+    from genward.engine import choose_block
+
+    if table.slots is not None and shape.slots is not None and shape.slots < table.slots:
+        table = replace(table, slots=shape.slots, segments=())
+    elif table.slots is None and shape.slots is not None:
+        table = replace(table, slots=shape.slots)
+    if shape.candidates is None or shape.candidates == table.candidates:
+        return table
+    block = choose_block(exported.data, exported.meta, shape.candidates)
+    return replace(table, candidates=shape.candidates, block=block)
+
+
+def _apart(files: Mapping[str, bytes], more: Mapping[str, bytes]) -> dict[str, bytes]:
+    if twice := files.keys() & more.keys():
+        raise CheckFailed(f"two policies bring a file {min(twice)!r}", remedy="leave one of them out of the document")
+    return {**files, **more}
 
 
 def _cheaper(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Compressed:

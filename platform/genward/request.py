@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from genward import record
-from genward.contracts import AuditSink, Facts, KeyProvider, Outcome, Principal, Request, Rows
+from genward.contracts import AuditSink, Condition, Facts, KeyProvider, Outcome, Principal, Request, Rows
 from genward.digest import RowsDigest, digest_of
 from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavailable, UsageError
 from genward.meter import Costs, Meter
@@ -98,12 +99,17 @@ class Call:
     predicate: Predicate | None = None
     admission: Admission = field(default_factory=lambda: Admission(False))
     policies: PolicySet | None = None
+    facts: Facts | None = None
     deadline: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     settled: bool = False
     closed: bool = False  # its leases were handed back
     _request: Request | None = None
+
+    def narrow(self, predicate: Predicate) -> None:
+        """Take what the policies made of the predicate for what was asked."""
+        self.predicate, self._request = predicate, None
 
     def timed(self, stage: str) -> _Timed:
         return _Timed(self.times, stage)
@@ -201,14 +207,18 @@ class Pipeline:
             call.predicate = Predicate.parse(call.ask.where, served.codec.schema)
 
     def _admit(self, call: Call) -> None:
+        """Ask the policies; what they add to the predicate is honoured exactly as the caller's own clauses."""
         with call.timed("admit"):
             self._decide(call, call.request)
+            if call.admission.where and call.predicate is not None:
+                more = Predicate.of(call.admission.where, _served(call).codec.schema)
+                call.narrow(Predicate((*call.predicate.clauses, *more.clauses)))
 
     def _decide(self, call: Call, request: Request) -> None:
         call.policies = self._active(call.seen)
         release = None if call.served is None else call.served.info
-        facts = Facts(self._principal(call), self.clock(), call.policies.digest, release)
-        call.admission = call.policies.admit(request, facts)
+        call.facts = Facts(self._principal(call), self.clock(), call.policies.digest, release)
+        call.admission = call.policies.admit(request, call.facts)
         if call.admission.allow:
             if call.admission.cap is not None and request.n > call.admission.cap:
                 raise Denied(f"at most {call.admission.cap} rows are allowed here")
@@ -224,7 +234,8 @@ class Pipeline:
         """Plan, run blocks, choose, filter, screen: on the spot when all blocks are at hand, else in a thread."""
         served, tenant = _served(call), self._principal(call).tenant
         with call.timed("run"):
-            plan = self._pages.plan(served, tenant, call.predicate, call.admission.cells, call.ask.n, call.ask.start)
+            asked = call.admission.cells, call.ask.n, call.ask.start, call.admission.reach
+            plan = self._pages.plan(served, tenant, call.predicate, *asked)
             if plan.at_hand(call.ask.n):
                 return self._page(call, plan)
             return await asyncio.to_thread(self._page, call, plan)
@@ -234,12 +245,12 @@ class Pipeline:
         fetch = plan.fetcher(call.deadline, self._score(call))
         with call.meter:
             found: PageRows = plan.scan(call.ask.n, fetch)
-            rows = policies.screen(call.request, found.rows)
+            rows = policies.screen(call.request, _facts(call), found.rows)
         return Page(plan, rows, found.start, found.scanned, found.exhausted)
 
     def _score(self, call: Call) -> Callable[[Rows], Any] | None:
         policies = _policies(call)
-        return (lambda rows: policies.score(call.request, rows)) if policies.scores else None
+        return (lambda rows: policies.score(call.request, _facts(call), rows)) if policies.scores else None
 
     def _encoded(self, call: Call, page: Page) -> bytes:
         with call.timed("encode"), call.meter:
@@ -251,8 +262,8 @@ class Pipeline:
 
     def _encoder(self, call: Call) -> Encoder:
         served = _served(call)
-        facts = {"request": call.id, "model": f"{served.info.name}:{served.info.version}", "digest": served.info.digest}
-        return encoder(call.ask.media, served.codec, _policies(call).mark(call.request, facts))
+        said = {"request": call.id, "model": f"{served.info.name}:{served.info.version}", "digest": served.info.digest}
+        return encoder(call.ask.media, served.codec, _policies(call).mark(call.request, _facts(call), said))
 
     async def _settle(self, call: Call, page: Page) -> int:
         """One durable entry with the plan inline, before the first byte of a body held in memory."""
@@ -316,13 +327,13 @@ class Pipeline:
         self._counts[f'requests_total{{status="{outcome.status}"}}'] += 1
         self._counts["rows_total"] += outcome.rows
         leases, call.closed = () if call.closed else call.admission.leases, True
-        if call.policies is None:
+        if call.policies is None or call.facts is None:
             return
         try:
             call.policies.settle(leases, outcome)
         except GenwardError:
             _log.exception("request %s was not settled", call.id)
-        call.policies.observe(call.request, outcome)
+        call.policies.observe(call.request, call.facts, outcome)
 
     def _cost(self, call: Call, rows: int) -> dict[str, int]:
         """What a request, or a grant of a stream, has cost since the last settle; counted by tenant and model."""
@@ -332,10 +343,12 @@ class Pipeline:
 
     def _fields(self, call: Call) -> dict[str, Any]:
         """What every entry of a request says."""
-        principal, served, where = call.principal, call.served, call.ask.where
+        principal, served, where, added = call.principal, call.served, call.ask.where, call.admission.where
+        told = {"where": record.asked(where) if where else None, "added": record.added(added) if added else None}
         commit = None
-        if where:
-            commit = {"where": record.commitment(record.salt(self.keys, call.id), record.asked(where))}
+        if where or added:
+            salt = record.salt(self.keys, call.id)
+            commit = {name: record.commitment(salt, value) for name, value in told.items() if value is not None}
         return {
             "request": call.id,
             "tenant": principal.tenant if principal else None,
@@ -356,6 +369,8 @@ class Pipeline:
             "genward-provider": served.engine.provider,
             **call.admission.headers,
         }
+        if call.admission.where:
+            found["genward-added"] = record.added(call.admission.where).decode()
         if page is not None:
             found |= page.headers()
         timing = ", ".join(f"{name};dur={1000 * spent:.2f}" for name, spent in call.times.items())
@@ -401,21 +416,26 @@ class Pipeline:
         lines = [f"genward_{name} {value}" for name, value in sorted(self._counts.items())] + self._costs.lines()
         return "\n".join([*lines, f"genward_requests_under_way {self._under_way}", ""])
 
-    def replay(self, entry: Mapping[str, Any], where: Sequence[str]) -> str:
-        """The digest of a response's rows, computed again from its log entry, what was asked and the policy of then."""
+    def replay(self, entry: Mapping[str, Any], where: Sequence[str], added: Sequence[Condition] = ()) -> str:
+        """The digest of a response's rows, computed again from its log entry, what was asked, what the policies added
+        to it, and the policy of then."""
         name, _, digest = str(entry["model"]).partition("@")
         info = self.registry.resolve(name, retired=True)
         if info.digest != digest:
             raise NotFound(f"{name} is another bundle now", where=digest)
         served = self.shelf.get(info)
-        predicate = Predicate.parse(where, served.codec.schema)
+        asked, more = Predicate.parse(where, served.codec.schema), Predicate.of(added, served.codec.schema)
+        predicate = Predicate((*asked.clauses, *more.clauses))
         plan = self._pages.again(served, str(entry["tenant"]), predicate, entry["plan"])
         policies = self._make_policies(str(entry["policy"]), str(self.registry.policy(str(entry["policy"]))["text"]))
         request = Request(str(entry["request"]), "generate", info.name, int(entry["out"]["rows"]), predicate.conditions)
-        score = (lambda rows: policies.score(request, rows)) if policies.scores else None
+        principal = Principal(str(entry["tenant"]), str(entry["actor"]))
+        when = datetime.fromisoformat(str(entry["t"])).timestamp()
+        facts = Facts(principal, when, policies.digest, info)
+        score = (lambda rows: policies.score(request, facts, rows)) if policies.scores else None
         found = RowsDigest()
         for rows in plan.rows(int(entry["plan"]["n"]), score):
-            found.update(policies.screen(request, rows))
+            found.update(policies.screen(request, facts, rows))
         return found.final()
 
 
@@ -435,6 +455,12 @@ def _served(call: Call) -> Served:
     if call.served is None:
         raise Unavailable("no release was found for the request")
     return call.served
+
+
+def _facts(call: Call) -> Facts:
+    if call.facts is None:
+        raise Unavailable("the request was not admitted")
+    return call.facts
 
 
 def _policies(call: Call) -> PolicySet:

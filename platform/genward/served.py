@@ -41,16 +41,18 @@ class Served:
         """The noise key of a tenant where there is no pool; None means the pool's."""
         return None if self.table.slots is not None else self._derived(f"pool/{self.bundle.digest}/{tenant}")
 
-    def walk(self, tenant: str, cells: tuple[int, ...] | None, segments: int | None = None) -> Walk:
+    def walk(
+        self, tenant: str, cells: tuple[int, ...] | None, segments: int | None = None, reach: int | None = None
+    ) -> Walk:
         """A tenant's walk over some cells; its order is computed once."""
-        key = (tenant, cells, segments)
+        key = (tenant, cells, segments, reach)
         with self._lock:
             if key in self._walks:
                 self._walks.move_to_end(key)
                 return self._walks[key]
         pool = self.own_key(tenant) or self._derived(f"pool/{self.bundle.digest}")
         tenant_key = self._derived(f"walk/{self.bundle.digest}/{tenant}")
-        walk = Walk(self.table, tenant_key, pool, cells, segments)
+        walk = Walk(self.table, tenant_key, pool, cells, segments, reach)
         with self._lock:
             self._walks[key] = walk
             while len(self._walks) > _WALKS:

@@ -32,9 +32,10 @@ class Stream:
     def __init__(self, pipeline: Pipeline, call: Call) -> None:
         self._pipeline, self._call = pipeline, call
         served = call.served
-        if served is None or call.principal is None or call.policies is None:
+        if served is None or call.principal is None or call.policies is None or call.facts is None:
             raise Unavailable("a stream needs a request that was admitted")
         self._served, self._tenant, self._policies = served, call.principal.tenant, call.policies
+        self._facts = call.facts
         self._left, self._delivered = call.ask.n, 0
         self._plan: Any = None
         self._at = 0
@@ -51,7 +52,13 @@ class Stream:
         """Make the first grant durable; returns its index. Nothing may leave before."""
         call, pages = self._call, self._pipeline._pages
         self._plan = pages.plan(
-            self._served, self._tenant, call.predicate, call.admission.cells, call.ask.n, call.ask.start
+            self._served,
+            self._tenant,
+            call.predicate,
+            call.admission.cells,
+            call.ask.n,
+            call.ask.start,
+            call.admission.reach,
         )
         self._at = self._plan.start
         return await self._next_grant()
@@ -59,7 +66,7 @@ class Stream:
     def headers(self) -> dict[str, str]:
         """Where the stream begins, and whether the supply is known to end before it."""
         found = {"genward-from": str(self._at % self._plan.walk.length if self._plan.walk.length else 0)}
-        ends = self._served.table.slots is not None and self._plan.walk.length < self._left
+        ends = self._plan.walk.length < self._left
         return found | ({"genward-exhausted": "true"} if ends else {})
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -98,7 +105,7 @@ class Stream:
         """What was found, and what the policies leave of it."""
         with self._call.meter:
             found = self._scan(n)
-            return found, self._policies.screen(self._call.request, found.rows)
+            return found, self._policies.screen(self._call.request, self._facts, found.rows)
 
     def _piece(self, encoder: Encoder, digest: RowsDigest, rows: Rows) -> bytes:
         meter = self._call.meter
@@ -115,7 +122,7 @@ class Stream:
         plan = replace(self._plan, start=self._at)
         found: PageRows = plan.scan(n, plan.fetcher(deadline, self._pipeline._score(self._call)))
         length = plan.walk.length
-        if self._served.table.slots is not None and self._at - self._plan.start + found.scanned >= length:
+        if self._at - self._plan.start + found.scanned >= length:
             return PageRows(found.rows, found.start, found.scanned, True)  # the walk has been seen once
         return found
 
@@ -162,10 +169,8 @@ class Stream:
         await asyncio.to_thread(counters.close_grant, self._request)
 
     def _fields_of(self, start: int, n: int) -> Any:
-        table = self._served.table
-        length = self._plan.walk.length
-        place = start % length if length else 0
-        return record.plan_fields(place, n, self._plan.cells, self._plan.walk.segments, table.candidates)
+        walk = self._plan.walk
+        return record.plan_fields(start % walk.length if walk.length else 0, n, self._plan.cells, walk)
 
     async def _finish(self) -> None:
         """Settle what is open, and the leases; an aborted grant is charged whole."""

@@ -7,13 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genward.contracts import Evidence, Finding, Outcome, Request, Rows, Verdict
+from genward.contracts import (
+    Detection,
+    Evidence,
+    Facts,
+    Finding,
+    Outcome,
+    Principal,
+    ReleaseInfo,
+    Request,
+    Rows,
+    Verdict,
+)
 from genward.hookspecs import hookimpl
 from genward.plugins import Plugins
 from genward.policy import Policy
 from genward.policyset import PolicySet
 
 REQUEST = Request("r", "generate", "m", 2)
+FACTS = Facts(Principal("acme", "key"), 0.0, "d")
 ROWS = Rows(np.array([[1.0], [2.0]]), np.zeros((2, 0), np.int32), np.arange(2))
 
 
@@ -84,8 +96,8 @@ class _Everything:
         raise RuntimeError("an observer that fails changes nothing")
 
     @hookimpl
-    def detect(self, rows, releases):
-        return [Evidence("detected", float(len(rows)), self.name)]
+    def detect(self, rows, releases, tenants):
+        return [Detection(releases[0].digest, tenants[0], 1.0, 0.0, len(rows), {"by": self.name})]
 
 
 def test_what_policies_say_is_gathered_in_the_document_s_order() -> None:
@@ -93,14 +105,16 @@ def test_what_policies_say_is_gathered_in_the_document_s_order() -> None:
     assert [finding.message for finding in both.check_data("data")] == ["a saw data", "b saw data"]
     assert both.attach("candidate", []) == {"a.txt": b"candidate 0", "b.txt": b"candidate 0"}
     assert [item.claim for item in both.measure("candidate")] == ["a", "b"]
-    assert both.screen(REQUEST, ROWS).numbers.tolist() == [[3.0], [4.0]]
-    assert both.mark(REQUEST, {"x": "y"}) == {"x": "y", "a": "r", "b": "r"}
-    assert [item.method for item in both.detect(ROWS, ["m:1"])] == ["a", "b"]
+    assert both.screen(REQUEST, FACTS, ROWS).numbers.tolist() == [[3.0], [4.0]]
+    assert both.mark(REQUEST, FACTS, {"x": "y"}) == {"x": "y", "a": "r", "b": "r"}
+    assert both.detects
+    found = both.detect(ROWS, [ReleaseInfo("m", 1, "sha256:0")], ["acme"])
+    assert [item.extra["by"] for item in found] == ["a", "b"]
 
 
 def test_an_observer_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     one, two = _Everything("a"), _Everything("b")
-    PolicySet([one, two], "d").observe(REQUEST, Outcome("served", 7))
+    PolicySet([one, two], "d").observe(REQUEST, FACTS, Outcome("served", 7))
     assert (one.seen, two.seen) == ([7], [7])
 
 
@@ -134,7 +148,7 @@ def test_single_owners_answer_alone() -> None:
     assert (one.protects, one.protect_training("training")) == (True, ("protected", "training"))
     assert (one.compresses, one.compress("candidate", None)) == (True, ("cheaper", "candidate"))
     assert one.scores
-    assert one.score(REQUEST, ROWS).tolist() == [1.0, 2.0]
+    assert one.score(REQUEST, FACTS, ROWS).tolist() == [1.0, 2.0]
     none = PolicySet([], "d")
     assert not none.protects
     assert none.compress("candidate", None) is None

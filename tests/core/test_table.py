@@ -56,6 +56,27 @@ def test_positions_wrap_around() -> None:
     assert np.array_equal(walk.slots(10**12 + 3, 2), walk.slots(3, 2))
 
 
+@pytest.mark.parametrize("slots", [5000, 1_000_003])
+@pytest.mark.parametrize("reach", [1, 700, 4999, 2_000_000])
+def test_a_walk_that_is_cut_short_meets_the_same_slots_whatever_cells_are_asked_for(slots: int, reach: int) -> None:
+    table = Table(slots, cells=CELLS)
+    first = Walk(table, TENANT, POOL).slots(0, min(reach, slots))
+    assert np.array_equal(Walk(table, TENANT, POOL, reach=reach).slots(0, len(first)), first)
+    part = Walk(table, TENANT, POOL, cells=[1, 2], reach=reach)
+    wanted = first[np.isin(table.cell_of(first, POOL), [1, 2])]
+    assert part.length == len(wanted)
+    assert np.array_equal(part.slots(0, part.length), wanted)
+
+
+def test_a_walk_is_cut_short_across_segments_and_without_a_pool() -> None:
+    table = Table(300).raised(1000)
+    order = Walk(table, TENANT, POOL).slots(0, 1000)
+    assert np.array_equal(Walk(table, TENANT, POOL, reach=450).slots(0, 450), order[:450])
+    assert Walk(table, TENANT, POOL, reach=200).length == 200
+    endless = Walk(Table(None), TENANT, POOL, reach=5)
+    assert (endless.length, endless.slots(3, 4).tolist()) == (5, [3, 4, 0, 1])
+
+
 def test_without_a_pool_position_is_slot() -> None:
     walk = Walk(Table(None), TENANT, POOL)
     assert walk.slots(10**9, 3).tolist() == [10**9, 10**9 + 1, 10**9 + 2]

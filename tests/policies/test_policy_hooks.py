@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
 import genward_families
 import genward_policies as shipped
-from genward.contracts import Compressed, Evidence, Finding, Outcome, Request, Rows, Verdict
+from genward import receipt as receipts
+from genward.candidate import Candidate
+from genward.contracts import (
+    Compressed,
+    Condition,
+    Detection,
+    Evidence,
+    Facts,
+    Finding,
+    Outcome,
+    Principal,
+    ReleaseInfo,
+    Request,
+    Rows,
+    Shape,
+    Silent,
+    Verdict,
+)
 from genward.data.codec import TableCodec
 from genward.engine import Engine
-from genward.errors import CheckFailed, Denied, PluginError, PolicyError
+from genward.errors import CheckFailed, Denied, IntegrityError, NotFound, PluginError, PolicyError
 from genward.hookspecs import hookimpl
 from genward.plugins import Plugins
 from genward.policy import Policy
@@ -23,6 +42,7 @@ from genward.policyset import PolicySet
 from genward.table import Table
 
 REQUEST = Request("r", "generate", "pool", 5)
+FACTS = Facts(Principal("acme", "key"), 0.0, "sha256:0")
 WITH = "\n{name}: {{}}\n"
 
 
@@ -38,6 +58,13 @@ def _announcing(*classes: type[Policy]) -> types.SimpleNamespace:
         return classes
 
     return types.SimpleNamespace(genward_policies=genward_policies, __name__="mine")
+
+
+def _clauses(world: Any) -> tuple[Condition, ...]:
+    """Half of the categories of the widest categorical column."""
+    schema = world.platform.pipeline.shelf.get(world.platform.registry.resolve("open:1")).codec.schema
+    column = max((c for c in schema.columns if c.kind == "categorical"), key=lambda c: len(c.categories))
+    return (Condition(column.name, "in", tuple(sorted(column.categories)[::2])),)
 
 
 def _with(world: Any, policy: type[Policy]) -> str:
@@ -104,7 +131,7 @@ def test_score_chooses_among_the_candidates_of_a_slot(world: Any) -> None:
     engine = Engine(graph, served.codec, table, meta, pool_key=b"0123456789abcdef")
     policies, slots = _alone(Scoring), np.arange(50)
     assert policies.scores
-    rows = engine.rows(slots, lambda given: policies.score(REQUEST, given))
+    rows = engine.rows(slots, lambda given: policies.score(REQUEST, FACTS, given))
     every = engine.candidates(slots)
     sums = np.nan_to_num(every.numbers).sum(axis=1).reshape(50, 3)
     assert np.array_equal(np.nan_to_num(rows.numbers).sum(axis=1), sums.max(axis=1))
@@ -147,8 +174,6 @@ def test_screen_changes_rows_before_they_are_digested_and_replay_knows(world: An
 
 
 def test_mark_travels_beside_the_rows(world: Any) -> None:
-    import pyarrow as pa
-
     class Marking(_Mine):
         @hookimpl
         def mark(self, request: Request, payload: Mapping[str, str]) -> Mapping[str, str]:
@@ -180,15 +205,132 @@ def test_observe_sees_how_each_request_ended_and_may_fail(world: Any, caplog: py
 def test_detect_gathers_what_every_policy_found() -> None:
     class Detecting(_Mine):
         @hookimpl
-        def detect(self, rows: Rows, releases: Sequence[str]) -> Sequence[Evidence]:
-            return [Evidence(f"came from {name}", 0.01, "counting", len(rows)) for name in releases]
+        def detect(self, rows: Any, releases: Sequence[ReleaseInfo], tenants: Sequence[str]) -> Sequence[Detection]:
+            return [Detection(info.digest, tenants[0], 0.01, 3.1, len(rows)) for info in releases]
 
     class Second(Detecting):
         name = "second"
 
-    rows = Rows(np.zeros((4, 1)), np.zeros((4, 0), np.int32), np.arange(4))
-    found = PolicySet([Detecting(None, None), Second(None, None)], "d").detect(rows, ["a:1", "b:1"])  # type: ignore[arg-type]
-    assert [item.claim for item in found] == ["came from a:1", "came from b:1"] * 2
+    both = PolicySet([Detecting(None, None), Second(None, None)], "d")  # type: ignore[arg-type]
+    found = both.detect([1, 2, 3], [ReleaseInfo("a", 1, "sha256:a"), ReleaseInfo("b", 1, "sha256:b")], ["acme"])
+    assert [item.release for item in found] == ["sha256:a", "sha256:b"] * 2
+    assert both.detects
+    assert not _alone(_Mine).detects
+
+
+@pytest.mark.parametrize("n", [300, 12_000])
+def test_clauses_that_a_policy_adds_are_honoured_told_committed_to_and_replayed(
+    world: Any, tmp_path: Any, n: int
+) -> None:
+    """A key's slice: every row lies in it, also where the caller asked for nothing, and the receipt opens on it."""
+    where = _clauses(world)
+
+    class Slicing(_Mine):
+        seen: ClassVar[list[Any]] = []
+
+        @hookimpl
+        def admit(self, request: Request, facts: Facts) -> Verdict:
+            return Verdict(True, where=where)
+
+        @hookimpl
+        def observe(self, request: Request, facts: Facts, outcome: Outcome) -> None:
+            self.seen.append((request.where, facts.principal.tenant))
+
+    before = world.platform.registry.active_policy()[0]
+    _with(world, Slicing)
+    answer = world.platform.client(world.key).generate("open:1", n=n, start=0, format="arrow")
+    values = pa.ipc.open_stream(answer.body).read_all()[where[0].column].to_pylist()
+    assert len(values) == n
+    assert set(values) <= set(where[0].value)  # type: ignore[arg-type]
+    assert json.loads(answer.headers["genward-added"]) == [[where[0].column, "in", list(where[0].value)]]  # type: ignore[arg-type]
+    assert Slicing.seen[0][1] == "acme"
+    assert Slicing.seen[0][0][0].column == where[0].column
+    world.platform.rollback_policy(before)
+    file = tmp_path / "receipt.json"
+    file.write_bytes(answer.receipt())
+    assert receipts.verify(receipts.read(file.read_bytes()))["conditions"] == "as the log committed to"
+    assert world.platform.replay(file)["replayed"] == n
+    told = json.loads(file.read_bytes())
+    told["asked"]["added"][0][2] = told["asked"]["added"][0][2][:1]
+    with pytest.raises(IntegrityError, match="committed"):
+        receipts.verify(told)
+
+
+def test_a_walk_that_a_policy_cuts_short_brings_no_other_row_however_it_is_asked(world: Any, tmp_path: Any) -> None:
+    class Short(_Mine):
+        @hookimpl
+        def admit(self, request: Request, facts: Facts) -> Verdict:
+            return Verdict(True, reach=40)
+
+    _with(world, Short)
+    client = world.platform.client(world.key)
+    pages = [client.generate("pool:1", n=15, format="csv").body.split(b"\r\n")[1:16] for _ in range(6)]
+    assert len({row for page in pages for row in page}) <= 40
+    whole = client.generate("pool:1", n=100, start=3, format="csv")
+    assert whole.body.count(b"\n") == 41
+    assert whole.headers["genward-exhausted"] == "true"
+    file = tmp_path / "receipt.json"
+    file.write_bytes(whole.receipt())
+    assert world.platform.replay(file)["replayed"] == 40
+
+
+def test_shape_decides_on_slots_and_candidates_and_seals_files(world: Any) -> None:
+    """What policies shape is sealed, signed, measured as it will be, and there for the policies that serve it."""
+
+    class Shaping(_Mine):
+        @hookimpl
+        def shape(self, candidate: Any, progress: Any) -> Shape:
+            assert candidate.exported is not None
+            return Shape(250, 2, {"mine.json": b"{}"}, [Evidence("mine.slots", 250.0, "asked")])
+
+        @hookimpl
+        def measure(self, candidate: Any) -> Sequence[Evidence]:
+            assert candidate.sealed["mine.json"] == b"{}"
+            return [Evidence("mine.candidates", float(candidate.table.candidates), "counted")]
+
+        @hookimpl
+        def score(self, request: Request, facts: Facts, rows: Rows) -> Any:
+            assert self.context.sealed is not None
+            assert facts.release is not None
+            assert self.context.sealed(facts.release.digest, "mine.json") == b"{}"
+            return np.nan_to_num(rows.numbers).sum(axis=1)
+
+    _with(world, Shaping)
+    candidate = world.platform.candidates()[0]["id"]
+    released = world.platform.release(candidate, "shaped", slots=300, evaluate_rows=600, grant=["acme"])
+    served = world.platform.pipeline.shelf.get(world.platform.registry.resolve(released.reference))
+    assert (served.table.slots, served.table.candidates, served.table.block % 2) == (250, 2, 0)
+    claims = {item["claim"] for item in json.loads(served.bundle.files["evidence.json"])}
+    assert {"mine.slots", "mine.candidates"} <= claims
+    answer = world.platform.client(world.key).generate(released.reference, n=250, start=0, format="arrow")
+    numbers = pa.ipc.open_stream(answer.body).read_all()
+    assert numbers.num_rows == 250
+    with pytest.raises(NotFound, match=r"no file 'other\.json'"):
+        world.platform._context.sealed(released.digest, "other.json")
+
+
+def test_two_policies_cannot_shape_one_thing() -> None:
+    def shaping(label: str, shape: Shape) -> Policy:
+        class Shaping(_Mine):
+            name = label
+
+            @hookimpl
+            def shape(self, candidate: Any, progress: Any) -> Shape:
+                return shape
+
+        return Shaping(None, None)  # type: ignore[arg-type]
+
+    candidate = Candidate(None, None, None, None, None)  # type: ignore[arg-type]
+
+    def together(one: Shape, two: Shape) -> Shape:
+        return PolicySet([shaping("a", one), shaping("b", two)], "d").shape(candidate, Silent())
+
+    found = together(Shape(500, None, {"a": b"1"}), Shape(300, 2, {"b": b"2"}))
+    assert (found.slots, found.candidates, found.files) == (300, 2, {"a": b"1", "b": b"2"})
+    with pytest.raises(PolicyError, match="candidates"):
+        together(Shape(candidates=2), Shape(candidates=2))
+    with pytest.raises(PolicyError, match="'a'"):
+        together(Shape(files={"a": b""}), Shape(files={"a": b""}))
 
 
 # release side
