@@ -1,4 +1,4 @@
-"""The policies that ship: access, quota, quality, privacy, pruning. Each key of a policy document is one of them."""
+"""The policies that ship: access, quota, quality, privacy, pruning, watermark. A key of a document is one."""
 
 from __future__ import annotations
 
@@ -15,5 +15,6 @@ def genward_policies() -> Sequence[type[Policy]]:
     from genward_policies.pruning import Pruning
     from genward_policies.quality import Quality
     from genward_policies.quota import Quota
+    from genward_policies.watermark import Watermark
 
-    return [Access, Quota, Quality, Privacy, Pruning]
+    return [Access, Quota, Quality, Privacy, Pruning, Watermark]

@@ -41,7 +41,7 @@ class Power(_Strict):
 
 
 class WatermarkConfig(_Strict):
-    """How rows are marked. `candidates`, `payload` and `power` are sealed into a release; `epoch` is the tenants' keys'.
+    """How rows are marked. `candidates`, `payload` and `power` are sealed into a release; `epoch` is that of keys.
 
     Detection tries the keys of epochs 0 to `epochs` - 1. Who rotates keys raises `epoch` and never goes back.
     """
@@ -52,7 +52,9 @@ class WatermarkConfig(_Strict):
     power: Power = Power()
     auc_max: float = Field(0.55, gt=0.5, le=1, description="most that a classifier may tell marked rows by")
     epoch: int = Field(0, ge=0, le=999, description="which keys mark now")
-    epochs: int | None = Field(None, ge=1, le=1000, description="how many epochs there ever were; epoch + 1 if not given")
+    epochs: int | None = Field(
+        None, ge=1, le=1000, description="how many epochs there ever were; epoch + 1 if not given"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> WatermarkConfig:

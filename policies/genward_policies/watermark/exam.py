@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,8 @@ from genward_policies.watermark.marking import MarkKey
 from genward_policies.watermark.scheme import Axis, Cells, Levels, Scheme
 from genward_policies.watermark.statistic import Counts, Lift, Weights
 
-_FEWEST = 500  # usual rows that must be left when they are narrowed to what a file holds constant
+_FEWEST = 500  # usual rows that must be left when they are narrowed to where a file lies
+_CHANCE = 1e-4  # of a file of ordinary rows to keep within its bounds
 
 Columns = Mapping[str, NDArray[Any]]  # by name: numbers with NaN for missing, or codes with -1
 
@@ -51,13 +52,29 @@ class Usual:
         counts = np.concatenate([np.empty(0), *(c.counts for c in chosen)])
         return Counts(cells, counts, len(self.levels))
 
-    def narrowed(self, given: Mapping[int, int]) -> Usual:
-        """Rows that have these levels in these columns, column by column as long as enough of them are left."""
+    def like(self, file: Levels, places: Iterable[int]) -> Usual:
+        """The rows that lie where a file lies: a file of one slice is held against rows of that slice.
+
+        Column by column, where it would hardly be chance that the file has nothing outside, and as long as enough rows
+        are left. `places` are the columns that the file has.
+        """
         keep = np.ones(len(self.levels), dtype=bool)
-        for place, level in given.items():
-            fewer = keep & (self.levels[:, place] == level)
-            keep = fewer if fewer.sum() >= _FEWEST else keep
+        for place in sorted(places):
+            inside = _seen(file[:, place], self.scheme.axes[place])[self.levels[:, place]]
+            share = float(inside[keep].mean())
+            if share ** len(file) < _CHANCE and (keep & inside).sum() >= _FEWEST:
+                keep &= inside
         return self if keep.all() else Usual(self.scheme, self.levels[keep])
+
+
+def _seen(levels_: NDArray[np.intp], axis: Axis) -> NDArray[np.bool_]:
+    """Which levels of a column a file reaches: categories that it has, numbers between its ends, gaps if it has any."""
+    seen = np.zeros(axis.size, dtype=bool)
+    seen[levels_] = True
+    numbers = np.flatnonzero(seen[1:]) + 1
+    if not axis.words and len(numbers):
+        seen[numbers[0] : numbers[-1] + 1] = True
+    return seen
 
 
 @dataclass(frozen=True)
@@ -77,13 +94,19 @@ class Exam:
         there = {place for place, axis in enumerate(scheme.axes) if axis.name in columns}
         constant = {place for place in there if len(found) and (found[:, place] == found[0, place]).all()}
         hashes = tuple(
-            number for number, columns_ in enumerate(scheme.hashes) if there.issuperset(columns_) and not constant.issuperset(columns_)
+            number
+            for number, inside in enumerate(scheme.hashes)
+            if there.issuperset(inside) and not constant.issuperset(inside)
         )
-        like = usual.narrowed({place: int(found[0, place]) for place in sorted(constant)})
-        file = Counts.of(scheme.cells(found, hashes)) if hashes else Counts(np.empty(0, np.uint64), np.empty(0), 0)
-        return cls(like, hashes, Weights.of(Counts(file.cells, file.counts, len(found)), like.counts(hashes)))
+        if not hashes:
+            return cls(usual, hashes, Weights.of(_NOTHING, _NOTHING))
+        like = usual.like(found, there)
+        return cls(like, hashes, Weights.of(Counts.of(scheme.cells(found, hashes)), like.counts(hashes)))
 
     def lift(self, key: MarkKey) -> Lift:
         """What marking would do to this file's score under a key."""
         cells = self.usual.cells
         return Lift.of(cells, cells[:, self.hashes], key, self.usual.scheme.candidates)
+
+
+_NOTHING = Counts(np.empty(0, dtype=np.uint64), np.empty(0), 0)

@@ -51,4 +51,5 @@ def scores(cells: Cells, keys: Sequence[MarkKey]) -> NDArray[np.float64]:
 
 def uniforms(cells: NDArray[np.uint64], key: MarkKey, step: int = 0, count: int = 1) -> NDArray[np.float64]:
     """Centred uniforms (cells, count) of distinct cells; the first of step 0 is what `scores` adds up."""
-    return (noise.words(key.secret, cells, PRF, step, count) + 0.5) * 2.0**-32 - 0.5
+    words = noise.words(key.secret, cells, PRF, step, count).astype(np.float64)
+    return np.asarray((words + 0.5) * 2.0**-32 - 0.5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,12 +23,16 @@ from genward_policies.watermark.marking import MarkKey, scores
 from genward_policies.watermark.scheme import Axis, Levels, Scheme, axes_of, drawn
 from genward_policies.watermark.statistic import NORMAL, needed
 
-GRID = ((4, 16), (3, 16), (4, 8), (3, 8), (2, 16), (2, 8))  # columns of a hash x bins of a column, finest first
-HASHES = 16
+GRID = (  # bins of a column, and one case in how many two rows share a cell; the finest, which distort least, first
+    (24, 1024), (16, 1024), (24, 256), (16, 256), (16, 128), (24, 64), (16, 64), (24, 32), (16, 32), (24, 16), (16, 16),
+)  # fmt: skip
+HASHES = 32
 LEAST = 0.99  # power
 ROWS = (100, 300, 1000, 3000)  # of the curve
-_FIRST, _MORE, _CURVE = 8, 48, 8  # files looked at: to choose a scheme, to claim its power, a point of the curve
+_FIRST, _MORE, _CURVE = 10, 60, 8  # files looked at: to choose a scheme, to claim its power, a point of the curve
+_HOPEFUL = 0.95  # power by few files that is worth a closer look
 _JUDGED = 5000  # rows a side that a classifier sees
+_SOME = 5000  # rows by which hashes are drawn
 _KEYS = 10_000  # random keys of a calibration
 _ALPHA = 0.01
 _FOLDS = 3
@@ -62,9 +66,10 @@ class Ground:
     def slots(self) -> int:
         return len(self.pool_levels)
 
-    def scheme(self, columns: int, bins: int, candidates: int, config: WatermarkConfig) -> Scheme:
+    def scheme(self, bins: int, spread: int, candidates: int, config: WatermarkConfig) -> Scheme:
         """A scheme of the grid, its hashes drawn anew."""
-        hashes, offsets = drawn(self.axes, columns, bins, HASHES, np.random.default_rng(self.seed))
+        rng = np.random.default_rng(self.seed)
+        hashes, offsets = drawn(self.axes, self.usual_levels[:_SOME], bins, spread, HASHES, rng)
         rows = len(self.usual_levels)
         return Scheme(self.axes, hashes, offsets, bins, candidates, config.payload, rows, config.power.at_fpr)
 
@@ -94,7 +99,7 @@ class Trial:
         k = self.scheme.candidates
         flat = self.ground.pool_levels[:, :k].reshape(slots * k, -1)
         best = scores(self.scheme.cells(flat), [key]).reshape(slots, k).argmax(axis=1)
-        return np.arange(slots) * most + best
+        return np.asarray(np.arange(slots) * most + best)
 
     def z(self, attack: str, rows: int, files: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """z of marked files of so many rows after an attack, each under a key of its own."""
@@ -134,7 +139,7 @@ def search(ground: Ground, config: WatermarkConfig, progress: Progress | None = 
         trial = Trial(ground, scheme)
         worst, attack = _worst(trial, config)
         tried.append((worst, f"{described(scheme)}: power {worst:.3f} {attack or 'untouched'}"))
-        if worst < LEAST:
+        if worst < _HOPEFUL:
             continue
         price = distortion(trial)
         if price.value is None or price.value > config.auc_max:
@@ -158,14 +163,15 @@ def _require_room(ground: Ground, config: WatermarkConfig) -> None:
 def _schemes(ground: Ground, config: WatermarkConfig) -> Iterator[Scheme]:
     for k in sorted({2, 4, config.candidates}):
         if k <= min(config.candidates, ground.most):
-            for columns, bins in GRID:
-                if columns <= len(ground.axes):
-                    yield ground.scheme(columns, bins, k, config)
+            for bins, spread in GRID:
+                yield ground.scheme(bins, spread, k, config)
 
 
 def described(scheme: Scheme) -> str:
     """A scheme in a few words."""
-    return f"best of {scheme.candidates}, {len(scheme.hashes)} hashes of {len(scheme.hashes[0])} columns in {scheme.bins} bins"
+    sizes = sorted({len(columns) for columns in scheme.hashes})
+    most = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+    return f"best of {scheme.candidates}, {len(scheme.hashes)} hashes of {most} columns in {scheme.bins} bins"
 
 
 def _worst(trial: Trial, config: WatermarkConfig) -> tuple[float, str]:
@@ -199,7 +205,9 @@ def claim(trial: Trial, config: WatermarkConfig, attack: str = "") -> Evidence:
     z = trial.z(attack, rows, _MORE, rng)
     value, low, high = power(z, p)
     curve = {
-        str(n): round(power(trial.z(attack, n, _CURVE, rng), p)[0], 4) for n in ROWS if n <= trial.ground.slots and n != rows
+        str(n): round(power(trial.z(attack, n, _CURVE, rng), p)[0], 4)
+        for n in ROWS
+        if n <= trial.ground.slots and n != rows
     }
     extra = {
         "rows": rows, "at_fpr": p, "z_mean": float(z.mean()), "z_sd": float(z.std()), "by_rows": curve,
@@ -220,7 +228,8 @@ def distortion(trial: Trial) -> Evidence:
     marked, other = _sides(trial)
     value, variance = _validated(marked, other)
     low, high = around(value, variance**0.5)
-    method = f"{_FOLDS}-fold cross-validated AUC of gradient boosting, rows of one key against unmarked ones; DeLong's interval"
+    what = "AUC of gradient boosting, rows of one key against unmarked ones; DeLong's interval"
+    method = f"{_FOLDS}-fold cross-validated {what}"
     return Evidence("watermark.auc", value, method, len(marked) + len(other), low, high, "", 0.5)
 
 
@@ -237,9 +246,10 @@ def _sides(trial: Trial) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _validated(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
     """(mean over folds of the AUC on rows left out, its variance)."""
+    from sklearn.model_selection import StratifiedKFold
+
     from genward.evaluate.classify import booster
     from genward.evaluate.stats import auc
-    from sklearn.model_selection import StratifiedKFold
 
     x, y = np.vstack([a, b]), np.r_[np.ones(len(a)), np.zeros(len(b))]
     found = []
@@ -274,8 +284,3 @@ def false_positives(trial: Trial, file: Columns, name: str, what: str) -> Eviden
 def withheld() -> Evidence:
     """In the place of what would look at protected rows."""
     return Evidence("watermark.false_positives.real", None, "withheld: held-out rows are protected")
-
-
-def with_candidates(scheme: Scheme, candidates: int) -> Scheme:
-    """The same hashes with another number of candidates."""
-    return replace(scheme, candidates=candidates)

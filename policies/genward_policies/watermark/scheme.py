@@ -22,8 +22,9 @@ FILE = "watermark.json"
 FORMAT = "genward.watermark/1"
 LEVELS = 240  # of a number column; bins are made of whole levels
 MOST_WORDS = 4095  # categories of a column that takes part
-MOST_COLUMNS = 4  # of a hash: 4 x 12 bits stay below the hash's number
-_HASH = 48  # where the hash's number begins in a cell
+MOST_COLUMNS = 6  # of a hash
+_HASH = 48  # bits of a cell below its hash's number
+_LITTLE = 0.3  # bits that a column must add to a hash
 _LIMIT = 64 << 20
 
 Levels = NDArray[np.intp]  # (n, columns): 0 is missing
@@ -95,21 +96,18 @@ class Scheme:
         stride, found = 1, []
         for column, offset in zip(self.hashes[number], self.offsets[number], strict=True):
             axis = self.axes[column]
-            bins = np.arange(axis.size) if axis.words else self._binned(offset)
+            bins = np.arange(axis.size) if axis.words else _bins(self.bins, offset)
             found.append((column, (stride * bins).astype(np.uint64)))
             stride *= int(bins.max()) + 1
         found[0][1][:] += np.uint64(number << _HASH)
         return found
 
-    def _binned(self, offset: int) -> NDArray[np.intp]:
-        width = LEVELS // self.bins
-        bins = (np.arange(LEVELS + 1) - 1 + offset) // width + 1
-        bins[0] = 0
-        return bins
-
     def to_json(self) -> bytes:
         """What `from_json` reads back, canonical."""
-        axes = [{"name": a.name, "edges": list(a.edges)} if a.edges else {"name": a.name, "words": a.words} for a in self.axes]
+        axes = [
+            {"name": a.name, "edges": list(a.edges)} if a.edges else {"name": a.name, "words": a.words}
+            for a in self.axes
+        ]
         plain = {"format": FORMAT, "scheme": "select", "axes": axes, "hashes": self.hashes, "offsets": self.offsets}
         numbers = {"bins": self.bins, "candidates": self.candidates, "rows": self.rows, "at_fpr": self.at_fpr}
         return canonical({**plain, **numbers, "payload": self.payload})
@@ -139,11 +137,20 @@ def _checked(scheme: Scheme) -> Scheme:
     """ValueError for what no scheme can be."""
     for axis in scheme.axes:
         rising = all(a < b for a, b in zip(axis.edges, axis.edges[1:], strict=False))
-        if bool(axis.words) == bool(axis.edges) or not 0 <= axis.words <= MOST_WORDS or not rising or len(axis.edges) >= LEVELS:
+        if (
+            bool(axis.words) == bool(axis.edges)
+            or not 0 <= axis.words <= MOST_WORDS
+            or not rising
+            or len(axis.edges) >= LEVELS
+        ):
             raise ValueError(f"column {axis.name!r}")
     places = range(len(scheme.axes))
     for columns, offsets in zip(scheme.hashes, scheme.offsets, strict=True):
-        if not 0 < len(columns) <= MOST_COLUMNS or len(columns) != len(offsets) or any(c not in places for c in columns):
+        if (
+            not 0 < len(columns) <= MOST_COLUMNS
+            or len(columns) != len(offsets)
+            or any(c not in places for c in columns)
+        ):
             raise ValueError("a hash")
     if scheme.bins < 2 or LEVELS % scheme.bins or not 2 <= scheme.candidates <= 64 or not 0 < scheme.at_fpr < 1:
         raise ValueError("bins, candidates or at_fpr")
@@ -176,17 +183,57 @@ def _edges(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(middles.tolist())
 
 
-def drawn(axes: Sequence[Axis], columns: int, bins: int, hashes: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """(hashes, offsets): every column about equally often, offsets at random."""
+def drawn(
+    axes: Sequence[Axis], levels: Levels, bins: int, spread: int, hashes: int, rng: np.random.Generator
+) -> tuple[Any, Any]:
+    """(hashes, offsets): each hash takes columns until two ordinary rows share its cell in one case of `spread`.
+
+    Columns are used as often as they tell rows apart, and one that adds little beside those taken is passed over: a
+    hash that needs few columns survives the loss of others. `levels` are rows of the release (n, axes).
+    """
     if len(axes) < 2:
         raise CheckFailed("fewer than two columns vary, and a mark needs two", remedy="release without `watermark`")
-    columns = min(columns, len(axes), MOST_COLUMNS)
-    order: list[int] = []
-    found: list[tuple[int, ...]] = []
-    while len(found) < hashes:
-        if len(order) < columns:  # what is left over of a round goes first in the next one
-            order += [c for c in rng.permutation(len(axes)).tolist() if c not in order]
-        found.append(tuple(sorted(order[:columns])))
-        order = order[columns:]
-    offsets = tuple(tuple(int(o) for o in rng.integers(0, LEVELS // bins, columns)) for _ in found)
-    return tuple(found), offsets
+    worth = np.array([_told(_binned(levels[:, place], axis, bins, 0)) for place, axis in enumerate(axes)])
+    uses, found, offsets = np.zeros(len(axes)), list[tuple[int, ...]](), list[tuple[int, ...]]()
+    for _ in range(hashes):
+        places, shifts = _one(axes, levels, bins, spread, (uses + rng.random(len(axes))) / worth, rng)
+        uses[list(places)] += 1
+        found.append(places)
+        offsets.append(shifts)
+    return tuple(found), tuple(offsets)
+
+
+def _one(
+    axes: Sequence[Axis], levels: Levels, bins: int, spread: int, turn: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One hash: columns in their turn."""
+    cells, told, size = np.zeros(len(levels), dtype=np.int64), 0.0, 1
+    places, shifts = list[int](), list[int]()
+    for place in np.argsort(turn).tolist():
+        shift = int(rng.integers(0, LEVELS // bins))
+        more = cells * axes[place].size + _binned(levels[:, place], axes[place], bins, shift)
+        more = np.unique(more, return_inverse=True)[1]
+        now, size_now = _told(more), size * axes[place].size
+        if size_now >= 1 << _HASH or now - told < _LITTLE:
+            continue
+        places, shifts, cells, told, size = [*places, place], [*shifts, shift], more, now, size_now
+        if told >= np.log2(spread) or len(places) == MOST_COLUMNS:
+            break
+    return tuple(places), tuple(shifts)
+
+
+def _told(cells: NDArray[Any]) -> float:
+    """Bits by which two rows are told apart: minus the logarithm of the chance that they share a cell (Renyi)."""
+    n, counts = len(cells), np.unique(cells, return_counts=True)[1].astype(np.float64)
+    return float(-np.log2(max(float((counts * (counts - 1)).sum()) / (n * (n - 1)), 1 / n**2)))
+
+
+def _binned(levels: NDArray[np.intp], axis: Axis, bins: int, offset: int) -> NDArray[np.intp]:
+    return levels if axis.words else _bins(bins, offset)[levels]
+
+
+def _bins(bins: int, offset: int) -> NDArray[np.intp]:
+    """The bin of each level; missing stays 0."""
+    found = (np.arange(LEVELS + 1) - 1 + offset) // (LEVELS // bins) + 1
+    found[0] = 0
+    return found
