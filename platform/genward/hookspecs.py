@@ -67,7 +67,7 @@ def genward_attackers() -> Sequence[type[Any]]:  # type: ignore[empty-body]
     """Surrogates that try to copy a release."""
 
 
-# Release side, in the order of the pipeline.
+# Release side, in the order of the pipeline. Of a candidate trained on protected rows no hook sees a real row.
 
 
 @hookspec
@@ -83,7 +83,7 @@ def protect_training(training: Training) -> Protected:  # type: ignore[empty-bod
 @hookspec
 def compress(candidate: Candidate, progress: Progress) -> Compressed | None:
     """A cheaper network of the same family (pruning, quantisation, fewer steps); None when it leaves this candidate
-    as it is. The candidate carries its held-out rows and no row it was trained on. One owner per document."""
+    as it is. The candidate carries its held-out rows (unless protected) and no row it was trained on. One owner."""
 
 
 @hookspec

@@ -74,13 +74,13 @@ def build(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Pla
     engine = public_engine(candidate, exported, table)
     measured = with_samples(candidate, dataset, engine, plan, progress)
     measured = replace(measured, exported=exported, table=table, parent=plan.parent)
-    shape = policies.shape(measured, progress)
+    shape = policies.shape(shown(measured), progress)
     measured = replace(measured, table=shaped(table, shape, exported), sealed=shape.files)
     engine = public_engine(candidate, exported, measured.table)
     quality = judge(measured, progress)
-    evidence = [*parity, *cheaper.evidence, *shape.evidence, *quality, *policies.measure(measured)]
+    evidence = [*parity, *cheaper.evidence, *shape.evidence, *quality, *policies.measure(shown(measured))]
     require(policies, evidence)
-    files = _apart(shape.files, policies.attach(measured, evidence))
+    files = _apart(shape.files, policies.attach(shown(measured), evidence))
     return Built(measured, exported, measured.table, evidence, engine.golden(PUBLIC_KEY), engine.fingerprint, files)
 
 
@@ -106,9 +106,16 @@ def _apart(files: Mapping[str, bytes], more: Mapping[str, bytes]) -> dict[str, b
 
 def _cheaper(candidate: Candidate, dataset: Dataset, policies: PolicySet, plan: Plan, progress: Progress) -> Compressed:
     """What `compress` makes of a candidate; of a release without a parent, the trained network as it is."""
+    if not plan.parent:
+        return Compressed(candidate.network(), candidate.config)
     _, test = candidate.recipe.split(dataset)
-    found = policies.compress(replace(candidate, test=test), progress) if plan.parent else None
+    found = policies.compress(shown(replace(candidate, test=test)), progress)
     return found or Compressed(candidate.network(), candidate.config)
+
+
+def shown(candidate: Candidate) -> Candidate:
+    """What policies are shown of a candidate: of a protected one no real row."""
+    return replace(candidate, train=None, test=None) if candidate.recipe.protected else candidate
 
 
 def require(policies: PolicySet, evidence: Sequence[Evidence]) -> None:

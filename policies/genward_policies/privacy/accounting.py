@@ -122,8 +122,10 @@ def mu_of_choice(epsilon: float) -> float:
 
 def choice_for(rho: float) -> float:
     """Epsilon of the exponential mechanism that costs `rho`."""
-    p = _NORMAL.cdf(math.sqrt(rho / 2))
-    return 2 * math.log(p / (1 - p))
+    from scipy.special import log_ndtr
+
+    x = math.sqrt(rho / 2)
+    return float(2 * (log_ndtr(x) - log_ndtr(-x)))
 
 
 def sigma_for(rho: float) -> float:

@@ -86,6 +86,7 @@ def test_rho_and_choices_convert_into_each_other_and_imply_zcdp() -> None:
         rho = a.mu_of_choice(epsilon) ** 2 / 2
         assert a.choice_for(rho) == pytest.approx(epsilon)
         assert rho >= epsilon**2 / 8  # what an exponential mechanism costs in zCDP
+    assert a.choice_for(1e5) > a.choice_for(1e3) > 0
     assert a.sigma_for(0.5) == 1.0
 
 

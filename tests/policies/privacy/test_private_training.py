@@ -21,6 +21,7 @@ import pytest
 
 from genward.api import Platform
 from genward.errors import CheckFailed, Conflict, IntegrityError, Interrupted, PolicyError
+from genward.policyset import PolicySet
 from genward_policies.privacy import accounting as a
 from genward_policies.privacy.ledger import Ledger
 from genward_policies.privacy.policy import namer
@@ -125,8 +126,16 @@ def _everything(platform: Platform, candidate: Any) -> dict[str, bytes]:
         number += 1
 
 
-def test_a_private_release_is_charged_proved_and_tells_nothing_else(platform: Platform, trained: Any) -> None:
-    """Train, release: evidence and statement are sealed; no seed, no exact count, no loss, no norm is anywhere."""
+def test_a_private_release_is_charged_proved_and_tells_nothing_else(
+    platform: Platform, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train, release: evidence and statement are sealed; no seed, no exact count, no loss, no norm is anywhere, and no
+    policy is shown a real row."""
+    shown: list[Any] = []
+    for name in ("shape", "measure", "attach"):
+        asked = getattr(PolicySet, name)
+        spy = lambda self, candidate, *more, asked=asked: shown.append(candidate) or asked(self, candidate, *more)  # noqa: E731
+        monkeypatch.setattr(PolicySet, name, spy)
     told = _told(trained)
     assert told["epsilon_prv"] <= 3
     assert abs(told["epsilon_prv"] - told["epsilon_pld"]) <= 0.02
@@ -144,6 +153,7 @@ def test_a_private_release_is_charged_proved_and_tells_nothing_else(platform: Pl
     assert json.loads(bundle.files["statement.json"])["tier"] == 3
     assert b"of 100 such guesses" in bundle.files["privacy.md"]
     assert released.reference == "people:1"
+    assert [(item.train, item.test, item.synthetic.num_rows) for item in shown] == [(None, None, 200)] * 3
     told_all = _everything(platform, trained)
     assert len(told_all) > 20
     for name, data in told_all.items():
