@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import receipt as receipts
 from genward import record
-from genward.contracts import AuditSink, Finding, Progress, ReleaseInfo, Silent
+from genward.contracts import AuditSink, Detection, Finding, Progress, ReleaseInfo, Silent
 from genward.errors import CheckFailed, NotFound, PluginError, UsageError
 
 if TYPE_CHECKING:
@@ -464,6 +464,14 @@ class Platform:
         self.registry.activate_policy(document.digest, _OPERATOR)
 
     # proof
+
+    def detect(
+        self, path: Path, model: str | None = None, renamed: Mapping[str, str] | None = None, actor: str = ""
+    ) -> list[Detection]:
+        """Whether a file carries the mark of a release, by key and tenant; see `genward.detection`."""
+        from genward.detection import detect
+
+        return detect(self, Path(path), model, renamed, actor=actor)
 
     def replay(self, path: Path) -> dict[str, Any]:
         """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""

@@ -12,7 +12,7 @@ from genward.hookspecs import hookimpl
 from genward.policy import Policy
 
 Role = Literal["administrator", "publisher", "auditor", "consumer"]
-Action = Literal["generate", "read", "audit"]
+Action = Literal["generate", "read", "audit", "detect"]
 ALL = "*"
 
 

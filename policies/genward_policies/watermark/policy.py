@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 import zlib
 from collections import OrderedDict
@@ -17,7 +16,6 @@ from genward.contracts import Detection, Evidence, Facts, Progress, ReleaseInfo,
 from genward.errors import IntegrityError, NotFound, Unavailable
 from genward.hookspecs import hookimpl
 from genward.policy import Policy, PolicyContext
-from genward.strictjson import canonical
 from genward_policies.watermark.config import WatermarkConfig
 from genward_policies.watermark.exam import Columns, Usual, levels
 from genward_policies.watermark.marking import MarkKey, scores, tenant_key
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 USUAL = "watermark_usual.bin"  # levels of unmarked public rows: little-endian u16, row by row, zlib (RFC 1950)
 HEADER = "genward-watermark"
-STATEMENT = b"genward.statement/1\n"  # what is signed begins with it, so that it is no other signature of the key
 _DRAWN, _SLOTS = 20_000, 10_000  # public rows for frequencies, slots to simulate on
 _REMEMBERED = 64 << 20  # bytes of scores that are kept
 _LAST_SLOT = 1 << 22  # above it nothing is kept
@@ -133,10 +130,10 @@ class Watermark(Policy):
 
     @hookimpl
     def mark(self, request: Request, facts: Facts, payload: Mapping[str, str]) -> Mapping[str, str]:
-        told = {**payload, "policy": facts.policy, "receipt": f"/v1/receipts/{request.id}", "generated": "true"}
-        text = canonical(told)
-        signature = self.context.keys.sign_bundle(STATEMENT + text)
-        return {**payload, "statement": text.decode(), "signature": base64.b64encode(signature).decode()}
+        from genward.statement import sign
+
+        told = {**payload, "policy": facts.policy, "receipt": f"/v1/receipts/{request.id}"}
+        return {**payload, **sign(self.context.keys, told)}
 
     def held(self, digest: str) -> Held:
         """The scheme and the codec of a release, from its verified bundle; NotFound when it was sealed without."""

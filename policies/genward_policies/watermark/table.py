@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genward.data.codec import words
-from genward.data.readers import as_numbers, plain
+from genward.data.readers import MISSING, as_numbers, plain
 from genward.data.schema import Column, Schema
 from genward_policies.watermark.exam import Columns
 from genward_policies.watermark.scheme import Axis
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEPT = 50_000  # rows of a file that are looked at; which ones hangs on their number alone, never on a key
+_PARTS = 1000  # batches that are kept apart
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _TRUTH = {"true": 1, "1": 1, "yes": 1, "false": 0, "0": 0, "no": 0}
 
@@ -39,26 +40,42 @@ def read(rows: pa.Table | Iterable[pa.RecordBatch], most: int = KEPT) -> Read:
     """
     if isinstance(rows, pa.Table):
         rows = rows.to_batches()
-    rng, parts, ranks, limit, count = np.random.default_rng(0), list[pa.RecordBatch](), list[Any](), 1.0, 0
+    rng, kept, count = np.random.default_rng(0), _Kept(most), 0
     for batch in rows:
-        drawn = rng.random(batch.num_rows)
-        places = np.flatnonzero(drawn < limit)
+        kept.add(batch, rng.random(batch.num_rows))
         count += batch.num_rows
-        if len(places):
-            parts.append(batch if len(places) == batch.num_rows else batch.take(pa.array(places)))
-            ranks.append(drawn[places])
-        if sum(map(len, ranks)) > 2 * most:
-            parts, ranks, limit = _thinned(parts, ranks, most)
-    if sum(map(len, ranks)) > most:
-        parts, ranks, _ = _thinned(parts, ranks, most)
-    return Read(_joined(parts), count)
+    kept.thin(most)
+    return Read(_joined(kept.parts), count)
 
 
-def _thinned(parts: list[pa.RecordBatch], ranks: list[Any], most: int) -> tuple[list[pa.RecordBatch], list[Any], float]:
-    drawn = np.concatenate(ranks)
-    keep = np.sort(np.argpartition(drawn, most)[:most])
-    table = _joined(parts).take(pa.array(keep)).combine_chunks()
-    return table.to_batches(), [drawn[keep]], float(drawn[keep].max())
+class _Kept:
+    """Rows with the lowest priorities so far: at most twice as many as are wanted."""
+
+    def __init__(self, most: int) -> None:
+        self.parts, self.ranks = list[pa.RecordBatch](), list[Any]()
+        self._most, self._limit, self._rows = most, 1.0, 0
+
+    def add(self, batch: pa.RecordBatch, drawn: NDArray[np.float64]) -> None:
+        """Keep what is low enough of a batch."""
+        places = np.flatnonzero(drawn < self._limit)
+        if not len(places):
+            return
+        self.parts.append(batch if len(places) == batch.num_rows else batch.take(pa.array(places)))
+        self.ranks.append(drawn[places])
+        self._rows += len(places)
+        if self._rows > 2 * self._most or len(self.parts) > _PARTS:
+            self.thin(self._most)
+
+    def thin(self, most: int) -> None:
+        """Drop all but the lowest `most`."""
+        if not self.parts:
+            return
+        drawn, table = np.concatenate(self.ranks), _joined(self.parts)
+        if len(drawn) > most:
+            keep = np.sort(np.argpartition(drawn, most)[:most])
+            drawn, table = drawn[keep], table.take(pa.array(keep))
+            self._limit = float(drawn.max())
+        self.parts, self.ranks, self._rows = table.combine_chunks().to_batches(), [drawn], len(drawn)
 
 
 def _joined(parts: list[pa.RecordBatch]) -> pa.Table:
@@ -84,6 +101,7 @@ def columns_of(table: pa.Table, schema: Schema, axes: Iterable[Axis]) -> Told:
         if axis.name not in table.column_names:
             continue
         column, array = schema.column(axis.name), _whole(table[axis.name])
+        array = _known(pc.utf8_trim_whitespace(array)) if _text(array) else array
         values, missing = _numbers(array, column) if column.is_number else _codes(array, column)
         bad = int(missing.sum()) - array.null_count
         if bad > 0:
@@ -99,6 +117,12 @@ def _whole(array: pa.ChunkedArray) -> pa.Array:
     return found
 
 
+def _known(text: pa.Array) -> pa.Array:
+    """Text, and gaps in the place of words for them."""
+    gap = pc.is_in(text, value_set=pa.array(MISSING, text.type))
+    return pc.if_else(gap, pa.scalar(None, text.type), text)
+
+
 def _text(array: pa.Array) -> bool:
     return bool(pa.types.is_string(array.type) or pa.types.is_large_string(array.type))
 
@@ -108,8 +132,7 @@ def _numbers(array: pa.Array, column: Column) -> tuple[NDArray[np.float64], NDAr
         if column.kind == "datetime" and not pa.types.is_timestamp(array.type):
             array = _times(array)
         elif _text(array):
-            trimmed = pc.utf8_trim_whitespace(array)
-            array = pc.if_else(pc.match_substring_regex(trimmed, _NUMBER), trimmed, pa.scalar(None, trimmed.type))
+            array = pc.if_else(pc.match_substring_regex(array, _NUMBER), array, pa.scalar(None, array.type))
         values = as_numbers(array.cast(pa.timestamp("us")) if column.kind == "datetime" else array.cast(pa.float64()))
         numbers = values.fill_null(float("nan")).to_numpy(zero_copy_only=False).astype(np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -120,7 +143,7 @@ def _numbers(array: pa.Array, column: Column) -> tuple[NDArray[np.float64], NDAr
 
 def _times(array: pa.Array) -> pa.Array:
     """Text as times; a value that is none is missing."""
-    text = pc.utf8_trim_whitespace(array.cast(pa.string()))
+    text = array.cast(pa.string())
     try:
         return text.cast(pa.timestamp("us"))
     except pa.ArrowInvalid:
@@ -137,7 +160,7 @@ def _time(value: str | None) -> Any:
 
 def _codes(array: pa.Array, column: Column) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     try:
-        text = pc.utf8_trim_whitespace(array.cast(pa.string()))
+        text = array.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return np.full(len(array), -1, dtype=np.int32), np.ones(len(array), dtype=bool)
     if column.kind == "boolean":
