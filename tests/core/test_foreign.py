@@ -60,8 +60,9 @@ def test_columns_are_renamed_by_a_map(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "empty"), (b"\x89PNG\r\n\x1a\n\x00\x00", "UTF-8"), (b"PAR1 and no more", "not a table"), (b"a,b\n", "no rows"),
-     (b"ARROW1\x00\x00junk", "not a table"), (b"\xff\xff\xff\xff\x00\x01\x00\x00xx", "not a table"),
+    [(b"", "empty"), (b"\x89PNG\r\n\x1a\n\x00\x00", "UTF-8"), (b"PAR1 and no more", "not a table"),
+     (b"a,b\n", "no rows"), (b"ARROW1\x00\x00junk", "not a table"),
+     (b"\xff\xff\xff\xff\x00\x01\x00\x00xx", "not a table"),
      (b"a,b\n1,2\n3\n", "row 2"), (b"a,a\n1,2\n", "twice")],
 )  # fmt: skip
 def test_what_is_no_table_is_refused(tmp_path: Path, data: bytes, message: str) -> None:

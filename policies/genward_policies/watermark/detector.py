@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from genward.contracts import Detection, ReleaseInfo
 from genward_policies.watermark.exam import Exam, Usual
 from genward_policies.watermark.marking import MarkKey
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from genward.data.schema import Schema
 
 DECOYS = 999
-_NEAR = 0.5  # levels at an end in which so many rows lie: hardly the release's units
+_NEAR = 0.5  # share of the values at the ends: hardly the release's units,
+_MANY = 20  # of a column with so many levels
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ def _odd(suspect: Suspect, columns: Mapping[str, Any]) -> list[str]:
     found = []
     for axis in suspect.usual.scheme.axes:
         if axis.name in columns and axis.edges:
-            values = columns[axis.name]
+            values = columns[axis.name][~np.isnan(columns[axis.name])]
             beyond = (values < axis.edges[0]) | (values >= axis.edges[-1])
-            if len(axis.edges) > 20 and beyond.mean() > _NEAR:
+            if len(axis.edges) > _MANY and len(values) and beyond.mean() > _NEAR:
                 found.append(axis.name)
     return found
 

@@ -193,7 +193,9 @@ def drawn(
     """
     if len(axes) < 2:
         raise CheckFailed("fewer than two columns vary, and a mark needs two", remedy="release without `watermark`")
-    worth = np.array([_told(_binned(levels[:, place], axis, bins, 0)) for place, axis in enumerate(axes)])
+    worth = np.maximum(
+        [_told(_binned(levels[:, place], axis, bins, 0)) for place, axis in enumerate(axes)], _LITTLE / 10
+    )
     uses, found, offsets = np.zeros(len(axes)), list[tuple[int, ...]](), list[tuple[int, ...]]()
     for _ in range(hashes):
         places, shifts = _one(axes, levels, bins, spread, (uses + rng.random(len(axes))) / worth, rng)

@@ -53,7 +53,8 @@ def test_building_the_policy_imports_nothing_heavy() -> None:
     import sys
 
     code = (
-        "import sys, genward_policies as g\nfrom genward.plugins import Plugins\nfrom genward.policy import PolicyDocument\n"
+        "import sys, genward_policies as g\n"
+        "from genward.plugins import Plugins\nfrom genward.policy import PolicyDocument\n"
         f"p = Plugins.of(g); d = PolicyDocument.load({HEAD + 'watermark: {}'!r}, p.policies, 'x');"
         "p.policy_set(d, None); print([m for m in ('torch', 'sklearn', 'scipy', 'bentoml') if m in sys.modules])"
     )
