@@ -173,7 +173,7 @@ class Watermark(Policy):
         from genward_policies.watermark.detector import Suspect, detect
         from genward_policies.watermark.table import read
 
-        file = read(rows)
+        file = read(rows, seed=int.from_bytes(self.context.keys.derive("watermark/rows", 16), "big"))
         suspects: list[Suspect] = []
         for info in releases:
             try:

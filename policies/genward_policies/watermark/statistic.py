@@ -23,6 +23,7 @@ from genward_policies.watermark.scheme import Cells
 _FAINT = 0.1  # rows expected of a cell that the file does not have, below which it says nothing
 _CHUNK = 1 << 14  # cells looked at together
 _WORDS = 4  # decoys of one cipher block
+_LEAST = 1e-300  # smaller chances are not told apart
 NORMAL = NormalDist()
 
 
@@ -89,7 +90,7 @@ class Weights:
 
 def bound(z: float) -> float:
     """The chance of such a z, or a larger one, under a key that did not mark the file: at most this."""
-    return math.exp(-z * z / 2) if z > 0 else 1.0
+    return max(math.exp(-z * z / 2), _LEAST) if z > 0 else 1.0
 
 
 def needed(p: float) -> float:

@@ -33,14 +33,15 @@ class Read:
     rows: int
 
 
-def read(rows: pa.Table | Iterable[pa.RecordBatch], most: int = KEPT) -> Read:
+def read(rows: pa.Table | Iterable[pa.RecordBatch], most: int = KEPT, seed: int = 0) -> Read:
     """At most so many rows, each as likely as another, in memory that does not grow with the file.
 
-    Every row gets a random priority, the same whenever the file is read, and the lowest stay.
+    Every row gets a random priority, the same whenever the file is read, and the lowest stay. Nobody who does not know
+    `seed` can tell which ones, and put his rows elsewhere.
     """
     if isinstance(rows, pa.Table):
         rows = rows.to_batches()
-    rng, kept, count = np.random.default_rng(0), _Kept(most), 0
+    rng, kept, count = np.random.default_rng(seed), _Kept(most), 0
     for batch in rows:
         kept.add(batch, rng.random(batch.num_rows))
         count += batch.num_rows
