@@ -10,8 +10,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 demo: $(VENV)/.demo
 	@$(BIN)/genward demo $(ARGS)
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+test: $(VENV)/.dev  # two files at a time, each on a core of its own
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak $(ARGS)

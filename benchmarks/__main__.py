@@ -17,6 +17,8 @@ NAMES = (
     "private_training",
     "private_utility",
     "pruning",
+    "quota",
+    "extraction",
     "watermark",
 )
 

@@ -25,6 +25,7 @@ from genward_audit.errors import Unavailable
 
 START_SECONDS = 20.0  # a writer has so long to answer its first ping
 REPLY_SECONDS = 30.0
+APPEND_SECONDS = 10.0  # on an event loop: a writer that hangs is no answer either
 
 
 def connect(log_dir: Path, run_dir: Path, key_file: Path, origin: str, **options: Any) -> AuditClient:
@@ -63,7 +64,11 @@ class AuditClient:
         return int.from_bytes(self._ask(p.STAMPED if stamp else p.APPEND, entry), "big")
 
     async def append_async(self, entry: bytes, *, stamp: bool = True) -> int:
-        """As `append`, on the running event loop; many may be on their way at once."""
+        """As `append`, on the running event loop; many may be on their way at once.
+
+        Raises Unavailable after APPEND_SECONDS without a word from the writer, and from then on at once until it
+        speaks again: what was sent may or may not be kept.
+        """
         pipe = self._pipes.get(asyncio.get_running_loop()) or await self._pipe()
         return int.from_bytes(await pipe.ask(p.STAMPED if stamp else p.APPEND, entry), "big")
 
@@ -250,7 +255,8 @@ class _Pipe(asyncio.Protocol):
         self._forget, self._parser = forget, p.Parser()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
-        self._out: list[bytes] = []
+        self._out: dict[int, bytes] = {}
+        self._hangs = False
         self._sent = 0  # how many frames were not answered yet
         self._transport: asyncio.Transport | None = None
 
@@ -266,9 +272,11 @@ class _Pipe(asyncio.Protocol):
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
+        self._hangs = False
         for status, number, reply in self._parser.feed(data):
             self._sent -= 1
-            self._answered(self._waiting.pop(number), status, reply)
+            if (future := self._waiting.pop(number, None)) is not None:
+                self._answered(future, status, reply)
         if self._out and not self._sent:
             self._flush()
 
@@ -284,18 +292,27 @@ class _Pipe(asyncio.Protocol):
     async def ask(self, kind: int, body: bytes) -> bytes:
         if self._transport is None:
             raise Unavailable("the log's writer has gone")
+        if self._hangs:
+            raise Unavailable("the log's writer hangs", remedy="`genward serve` starts another when it has ended")
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         future: asyncio.Future[bytes] = loop.create_future()
         self._waiting[number] = future
         if not self._out and not self._sent:
             loop.call_soon(self._flush)
-        self._out.append(p.pack(kind, number, body))
-        return await future
+        self._out[number] = p.pack(kind, number, body)
+        try:
+            async with asyncio.timeout(APPEND_SECONDS):
+                return await future
+        except TimeoutError:
+            self._hangs = True
+            self._waiting.pop(number, None)
+            kept = "was not sent" if self._out.pop(number, None) else "may or may not be kept"
+            raise Unavailable(f"the log's writer said nothing for {APPEND_SECONDS:g} s, the entry {kept}") from None
 
     def _flush(self) -> None:
         self._sent += len(self._out)
-        data, self._out = b"".join(self._out), []
+        data, self._out = b"".join(self._out.values()), {}
         if self._transport is not None:
             self._transport.write(data)
 

@@ -127,6 +127,7 @@ class Platform:
         server = self.state.config.server
         limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
+        self.counters.catch_up(self.audit)  # here, and not when the first request waits
         return Pipeline(self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
 
     @cached_property
@@ -156,28 +157,12 @@ class Platform:
     @cached_property
     def _context(self) -> PolicyContext:
         from genward.policy import PolicyContext
+        from genward.served import Sealed
 
         state = self.state
         given = (state.counters_url, self.keys, state.folder, state.database_url, lambda: self.audit)
-        return PolicyContext(*given, sealed=self._sealed, counters=self.counters)
-
-    def _sealed(self, digest: str, name: str) -> bytes:
-        """A small file of a bundle by its digest; the bundle is verified once in this process."""
-        files = self._sealed_files.get(digest)
-        if files is None:
-            from genward.bundle import Bundle
-            from genward.served import bundle_folder
-
-            bundle = Bundle.open(bundle_folder(self.state.bundles_dir, digest), self.keys.trusted())
-            files = {n: data for n, data in bundle.files.items() if not n.endswith(".onnx")}
-            self._sealed_files[digest] = files
-        if name not in files:
-            raise NotFound(f"the bundle has no file {name!r}", where=digest)
-        return files[name]
-
-    @cached_property
-    def _sealed_files(self) -> dict[str, Mapping[str, bytes]]:
-        return {}
+        sealed = Sealed(state.bundles_dir, self.keys)
+        return PolicyContext(*given, sealed, lambda: self.plugins.attackers, self.counters)
 
     def client(self, key: str) -> Client:
         """A client in this process, with an API key: the same pipeline as over HTTP."""
@@ -387,6 +372,12 @@ class Platform:
         self.registry.require_tenant(tenant)
         self.record("release.grant", tenant=tenant, model=f"{info.name}:{info.version}")
         return list(self.registry.grant(info, tenant).tenants)
+
+    def raise_pool(self, reference: str, slots: int, actor: str = "") -> dict[str, Any]:
+        """Append a segment to a release's pool, `slots` in all; returns what all keys can hold now, at what risk."""
+        from genward import pool
+
+        return pool.raise_pool(self, reference, slots, actor)
 
     def retire(self, reference: str, actor: str = "") -> str:
         """Take a release out of service."""

@@ -42,6 +42,7 @@ class ReleaseInfo:
     version: int
     digest: str
     tenants: tuple[str, ...] = ()  # empty: no tenant was granted it; "*" grants all
+    raised: str = ""  # the newest signed statement that its pool was raised (genward.pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class Outcome:
 
     status: Status
     rows: int
+    scanned: int = 0  # slots that were examined for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +146,20 @@ class Evidence:
 @dataclass(frozen=True)
 class Shape:
     """What a policy seals into a release's table. `slots`: of several wishes the smallest holds, None is no wish;
-    `candidates` of a slot: one policy at most may name them. `files` go into the bundle, `evidence` to the gates."""
+    `candidates` of a slot: one policy at most may name them; `rows`: what all slots' candidates together may come to,
+    the smallest holds. `files` go into the bundle, `evidence` to the gates."""
 
     slots: int | None = None
     candidates: int | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     evidence: Sequence[Evidence] = ()
+    rows: int | None = None
+
+    @property
+    def most_slots(self) -> int | None:
+        """The smallest of all wishes for slots; None when there is none."""
+        of_rows = None if self.rows is None else max(1, self.rows // (self.candidates or 1))
+        return min((n for n in (self.slots, of_rows) if n is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,19 @@
-"""Counters that worker processes share: quotas, cursors and grants that are still open.
+"""What worker processes share: limits, cursors and grants that are still open.
 
-A worker takes from a counter in chunks and spends from its chunk without asking the store. What a chunk held when its
-worker was killed counts as spent: limits are never passed, whoever dies.
+A worker takes from a cursor in chunks too, and spends from its chunk without asking the store.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Float, MetaData, Table, Text, delete, insert, select, update
+from sqlalchemy import BigInteger, Column, Float, MetaData, Table, Text, delete, insert, select, text, update
 
 from genward.errors import Conflict, Unavailable
+from genward.limits import Limits
 from genward.store import Store
 
 _LARGEST = 1 << 16  # positions of a cursor in one chunk
@@ -25,6 +24,7 @@ _counters = Table(
     Column("name", Text, primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
+_NEW = text("INSERT INTO counters (name, value) VALUES (:name, 0) ON CONFLICT DO NOTHING")
 _grants = Table(
     "open_grants",
     _metadata,
@@ -34,69 +34,23 @@ _grants = Table(
 )
 
 
-class Counters:
-    """The shared store, and this process's chunks of it. Thread-safe."""
+class Counters(Limits):
+    """Limits, cursors and open grants in one store. Thread-safe."""
 
     def __init__(self, url: str) -> None:
-        self.store = Store(url, durable=False)  # a power cut may lose the newest chunks: the log alone is durable
+        super().__init__(Store(url, durable=False))  # what a power cut loses of limits, the log still knows
         with self.store.begin() as c:
             _metadata.create_all(c)
-        self._lock = threading.Lock()
         self._chunks: dict[str, _Chunk] = {}
 
-    # limits
-
-    def reserve(self, name: str, amount: int, limit: int, chunk: int = 0) -> int | None:
-        """Take `amount` of `limit`; returns what is left at most, or None when there is not enough.
-
-        Args:
-            name: the counter; a window's name is part of it.
-            chunk: take this much at once when the chunk at hand is too small.
-        """
-        with self._lock:
-            held = self._chunks.setdefault(name, _Chunk())
-            if held.left < amount:
-                got, used = self._take(name, amount - held.left, max(chunk, amount), limit)
-                if not got:
-                    return None
-                held.left, held.used = held.left + got, used
-            held.left -= amount
-            held.touched = time.monotonic()
-            return max(0, limit - held.used) + held.left
-
-    def refund(self, name: str, amount: int) -> None:
-        """Give back what was reserved and not spent, to this process's chunk."""
-        if amount > 0:
-            with self._lock:
-                self._chunks.setdefault(name, _Chunk()).left += amount
-
-    def release(self, older: float = 0.0) -> None:
-        """Return chunks untouched for `older` seconds to the store; all of them at a regular end."""
-        with self._lock:
-            now = time.monotonic()
-            done = [name for name, chunk in self._chunks.items() if now - chunk.touched >= older]
-            for name in done:
-                left = self._chunks.pop(name).left
-                if left:
-                    self._add(name, -left)
-
-    def _take(self, name: str, least: int, wanted: int, limit: int) -> tuple[int, int]:
-        """(taken, used afterwards): as much of `wanted` as the limit leaves, nothing if that is below `least`."""
+    def _advanced(self, name: str, amount: int) -> int:
+        """Take positions of a cursor; returns the one behind them."""
+        here = _counters.c.name == name
         with self.store.begin() as c:
-            row = c.execute(select(_counters.c.value).where(_counters.c.name == name).with_for_update()).first()
-            used = row[0] if row else 0
-            take = min(wanted, limit - used)
-            if take < least:
-                return 0, used
-            if row is None:
-                c.execute(insert(_counters).values(name=name, value=take))
-            else:
-                c.execute(update(_counters).where(_counters.c.name == name).values(value=used + take))
-            return take, used + take
-
-    def _add(self, name: str, amount: int) -> None:
-        with self.store.begin() as c:
-            c.execute(update(_counters).where(_counters.c.name == name).values(value=_counters.c.value + amount))
+            if not c.execute(update(_counters).where(here).values(value=_counters.c.value + amount)).rowcount:
+                c.execute(_NEW, {"name": name})
+                c.execute(update(_counters).where(here).values(value=_counters.c.value + amount))
+            return int(c.execute(select(_counters.c.value).where(here)).scalar_one())
 
     # cursors
 
@@ -109,12 +63,11 @@ class Counters:
                 again = time.monotonic() - held.taken < 1
                 held.size = max(chunk, min(2 * held.size, most, _LARGEST) if again else 0)
                 got = max(held.size, amount)
-                _, end = self._take(name, amount, got, 1 << 62)
+                end = self._advanced(name, got)
                 # nobody took in between: what was left goes on into what is new, and nothing is skipped
                 held.left = held.left + got if end - got == held.used else got
                 held.used, held.taken = end, time.monotonic()
             held.left -= amount
-            held.touched = time.monotonic() + 1e9  # a cursor's chunk is not given back
             return held.used - held.left - amount
 
     def retreat(self, name: str, end: int, amount: int) -> None:
@@ -166,7 +119,6 @@ class Counters:
 @dataclass
 class _Chunk:
     left: int = 0
-    used: int = 0  # the counter's value when the chunk was taken
-    touched: float = 0.0
-    taken: float = 0.0  # when, and how much, of a cursor
+    used: int = 0  # the cursor's value when the chunk was taken
+    taken: float = 0.0  # when, and how much
     size: int = 0

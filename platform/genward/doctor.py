@@ -12,14 +12,18 @@ from genward.errors import GenwardError, NotFound
 
 if TYPE_CHECKING:
     from genward.api import Platform
-    from genward.plugins import Plugins
+    from genward.plugins import PluginInfo, Plugins
     from genward.state import State
 
 _PARTS = ("genward", "torch", "onnx", "onnxruntime", "onnxscript", "bentoml", "pyarrow", "cryptography", "sqlalchemy")
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """Facts for `genward doctor`, as JSON-able values. What is broken is listed under `problems`, never raised."""
+def examine(folder: Path, skipped: Sequence[PluginInfo] = ()) -> dict[str, Any]:
+    """Facts for `genward doctor`, as JSON-able values. What is broken is listed under `problems`, never raised.
+
+    Args:
+        skipped: commands that were not loaded, to be listed beside the plugins.
+    """
     problems: list[str] = []
     platform = _platform(folder, problems)
     plugins = _plugins(platform, problems)
@@ -31,7 +35,8 @@ def examine(folder: Path) -> dict[str, Any]:
         "machine": f"{host.system()} {host.machine()}",
         "versions": {name: _version(name) for name in _PARTS},
         "providers": _providers(),
-        "plugins": [_plugin(info) for info in plugins.infos],
+        "plugins": [_plugin(info) for info in [*plugins.infos, *skipped]],
+        "attackers": sorted(plugins.attackers),
         "state": None if state is None else str(state.folder),
         "unsafe": [] if state is None else unsafe(state),
         "problems": problems,

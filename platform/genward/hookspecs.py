@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from genward.attacker import Attacker
     from genward.candidate import Candidate
     from genward.contracts import (
         Compressed,
@@ -63,7 +64,7 @@ def genward_policies() -> Sequence[type[Policy]]:  # type: ignore[empty-body]
 
 
 @hookspec
-def genward_attackers() -> Sequence[type[Any]]:  # type: ignore[empty-body]
+def genward_attackers() -> Sequence[type[Attacker]]:  # type: ignore[empty-body]
     """Surrogates that try to copy a release."""
 
 

@@ -88,6 +88,15 @@ approvals = Table(
     UniqueConstraint("subject", "actor"),
 )
 
+pools = Table(
+    "pools",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("slots", BigInteger, primary_key=True),
+    Column("statement", Text, nullable=False),  # signed; see genward.pool
+    Column("created", Float, nullable=False),
+)
+
 policies = Table(
     "policies",
     metadata,

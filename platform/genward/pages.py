@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from genward.contracts import Rows
 from genward.errors import GenwardError
 from genward.record import plan_fields
-from genward.table import PageRows, Predicate, Walk, scan
+from genward.table import PageRows, Predicate, Walk, joined, scan
 
 if TYPE_CHECKING:
     from genward.counters import Counters
@@ -30,6 +30,7 @@ _PIECE = 8192  # slots of one piece of a replay
 
 Score = Callable[[Rows], Any]
 Fetch = Callable[[NDArray[np.int64]], Rows]
+Screen = Callable[[Rows], Rows]
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,35 @@ class Plan:
         slots = self.walk.slots(self.start, min(n, self.walk.length))
         return self.served.engine.cached(slots, self.served.own_key(self.tenant))
 
-    def scan(self, n: int, fetch: Fetch) -> PageRows:
-        """Examine slots until n rows pass or the supply ends."""
+    def scan(self, n: int, fetch: Fetch, screen: Screen | None = None, seen: int = 0) -> PageRows:
+        """Examine slots until n rows pass and the screen leaves them, or the supply ends.
+
+        Args:
+            n: rows wanted.
+            fetch: one chosen row for each slot, in order.
+            screen: what policies leave of rows; None leaves all.
+            seen: how many places of the walk were examined before this one and are not looked at again.
+        """
+        supply = self.walk.length - seen
+        if self.served.table.slots is None:
+            supply = min(supply, _MOST * n + _SLACK)
+        found = self._scanned(n, 0, fetch, supply)
+        if screen is None:
+            return found
+        parts, scanned = [screen(found.rows)], found.scanned
+        while (missing := n - sum(map(len, parts))) > 0 and scanned < supply:
+            more = self._scanned(missing, scanned, fetch, supply - scanned)
+            parts.append(screen(more.rows))
+            scanned += more.scanned
+        return PageRows(joined(parts), found.start, scanned, missing > 0)
+
+    def _scanned(self, n: int, skip: int, fetch: Fetch, supply: int) -> PageRows:
+        """As `scan`, of what comes `skip` places behind the start, before any screen."""
         passes, pooled = self._passes(), self.served.table.slots is not None
-        if passes is None and pooled and n <= self.walk.length:  # every slot counts: one look-up
-            start = self.start % self.walk.length
+        if passes is None and pooled and n <= supply:  # every slot counts: one look-up
+            start = (self.start + skip) % self.walk.length
             return PageRows(fetch(self.walk.slots(start, n)), start, n, False)
-        return scan(self.walk, self.start, n, fetch, passes, None if pooled else _MOST * n + _SLACK)
+        return scan(self.walk, self.start + skip, n, fetch, passes, supply)
 
     def rows(self, scanned: int, score: Score | None = None) -> Iterator[Rows]:
         """The rows that pass among the slots of an earlier page, piece by piece."""
@@ -140,10 +163,13 @@ class Pages:
         return self._counters.advance(cursor, positions, min(_CHUNK, share), most=share)
 
     def settle(self, plan: Plan, rows: int, scanned: int) -> None:
-        """Move the cursor to where a filtered page stopped, and learn its yield for the next one. The rows are given by
-        now: where the cursor cannot be moved, the next page repeats some of them, and nobody is refused."""
+        """Move the cursor to where a filtered or screened page stopped, and learn its yield for the next one.
+
+        The rows are given by now: where the cursor cannot be moved, the next page repeats some, and nobody is refused.
+        """
         cursor = plan.cursor
-        if cursor is None or scanned == 0 or plan.predicate is None or not plan.predicate.clauses:
+        filtered = plan.predicate is not None and plan.predicate.clauses
+        if cursor is None or scanned == 0 or (scanned <= plan.reserved and not filtered):
             return
         try:
             if scanned > plan.reserved:

@@ -19,12 +19,14 @@ from genward import hookspecs
 from genward.errors import NotFound, PluginError
 
 if TYPE_CHECKING:
+    from genward.attacker import Attacker
     from genward.data.codec import Codec
     from genward.family import Family
     from genward.policy import Policy, PolicyContext, PolicyDocument
     from genward.policyset import PolicySet
 
 GROUP = "genward"
+COMMANDS = "genward.commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Plugins:
     families: dict[str, type[Family]] = field(default_factory=dict)
     codecs: dict[str, type[Codec]] = field(default_factory=dict)
     policies: dict[str, type[Policy]] = field(default_factory=dict)
-    attackers: dict[str, type[Any]] = field(default_factory=dict)
+    attackers: dict[str, type[Attacker]] = field(default_factory=dict)
     owners: dict[str, PluginInfo] = field(default_factory=dict)  # "families/vae" -> who brought it
 
     @classmethod
@@ -93,7 +95,8 @@ class Plugins:
         return PolicySet([self.policies[key](part, context) for key, part in parts.items()], document.digest)
 
     def _require_installed(self, allowed: set[str], found: Sequence[EntryPoint]) -> None:
-        missing = allowed - {_normal(_distribution(point)) for point in found}
+        every = [*found, *entry_points(group=COMMANDS)]  # who brings commands alone is installed too
+        missing = allowed - {_normal(_distribution(point)) for point in every}
         if missing:
             raise PluginError(
                 f"allowed plugins are not installed: {', '.join(sorted(missing))}",
@@ -147,6 +150,18 @@ class Plugins:
             )
         table[name] = found
         self.owners[f"{kind}/{name}"] = info
+
+
+def allowed_commands(allow: Iterable[str]) -> tuple[list[EntryPoint], list[PluginInfo]]:
+    """Entry points that add nouns to the command line: those of allowed distributions, and what became of the others.
+    Nothing is loaded here."""
+    allowed, found, skipped = {_normal(name) for name in allow}, [], []
+    for point in entry_points(group=COMMANDS):
+        if _normal(_distribution(point)) in allowed:
+            found.append(point)
+        else:
+            skipped.append(_info(point, "skipped", "its commands: the distribution is not in the allow-list `plugins`"))
+    return found, skipped
 
 
 def _announcements(module: Any) -> dict[str, list[type[Any]]]:

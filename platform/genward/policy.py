@@ -25,6 +25,7 @@ from genward.errors import PolicyError
 from genward.strictjson import canonical
 
 if TYPE_CHECKING:
+    from genward.attacker import Attacker
     from genward.counters import Counters
 
 API = "genward/v1"
@@ -43,6 +44,7 @@ class PolicyContext:
     database_url: str = ""
     audit: Callable[[], AuditSink] | None = None
     sealed: Callable[[str, str], bytes] | None = None  # a file of a release's verified bundle, by digest and name
+    attackers: Callable[[], Mapping[str, type[Attacker]]] | None = None  # installed ones, by name
     counters: Counters | None = None  # of this process, on `store_url`: chunks of limits are shared by all that count
 
 
@@ -99,7 +101,8 @@ class PolicyDocument:
         missing = [key for key in _EXPECTED if key not in self.parts]
         found = [Finding("error", f"no {key} policy: every request would be refused", key) for key in missing[:1]]
         found += [Finding("warning", f"no {key} policy", key) for key in missing[1:]]
-        found += [Finding("warning", f"{key}: {path} is unlimited", key) for key, path in _unlimited(self.parts)]
+        text = "{}: {} are unlimited over time; per_key_day, for example, limits them"
+        found += [Finding("warning", text.format(key, what), key) for key, what in _unlimited(self.parts)]
         return found
 
     def diff(self, other: PolicyDocument) -> list[dict[str, Any]]:
@@ -193,5 +196,10 @@ def _flat(parts: Mapping[str, BaseModel]) -> dict[str, Any]:
 
 
 def _unlimited(parts: Mapping[str, BaseModel]) -> list[tuple[str, str]]:
+    """Of the quota: what has no limit at all, over no time."""
     quota = {"quota": parts["quota"]} if "quota" in parts else {}
-    return [("quota", path) for path, value in _flat(quota).items() if value is None]
+    groups: dict[str, list[Any]] = {}
+    for path, value in _flat(quota).items():
+        if not path.endswith(".per_request"):
+            groups.setdefault(path.split(".")[1], []).append(value)
+    return [("quota", path) for path, values in groups.items() if all(value is None for value in values)]

@@ -113,6 +113,11 @@ class PolicySet:
         result: NDArray[np.float64] = call(request=request, facts=facts, rows=rows)
         return result
 
+    @property
+    def screens(self) -> bool:
+        """Whether a policy drops or coarsens rows."""
+        return bool(self._calls["screen"])
+
     def screen(self, request: Request, facts: Facts, rows: Rows) -> Rows:
         for _, call in self._calls["screen"]:
             rows = call(request=request, facts=facts, rows=rows)
@@ -246,8 +251,10 @@ def _joined(name: str, one: Shape, two: Shape) -> Shape:
     if twice := one.files.keys() & two.files.keys():
         raise PolicyError(f"policy {name} seals {min(twice)!r}, which another one did")
     slots = [shape.slots for shape in (one, two) if shape.slots is not None]
+    rows = [shape.rows for shape in (one, two) if shape.rows is not None]
     k = two.candidates if one.candidates is None else one.candidates
-    return Shape(min(slots, default=None), k, {**one.files, **two.files}, (*one.evidence, *two.evidence))
+    files, evidence = {**one.files, **two.files}, (*one.evidence, *two.evidence)
+    return Shape(min(slots, default=None), k, files, evidence, min(rows, default=None))
 
 
 def _combine(verdicts: Sequence[Verdict]) -> Admission:

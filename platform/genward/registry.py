@@ -214,6 +214,17 @@ class Registry:
         if name != "*" and name not in self.tenants():
             raise NotFound(f"no tenant {name!r}", remedy="`genward tenant add` makes one")
 
+    def raise_pool(self, info: ReleaseInfo, slots: int, statement: str) -> None:
+        """Keep a signed statement that a release's pool was raised; Conflict when somebody raised it meanwhile."""
+
+        def write(c: Connection) -> None:
+            if _raised(c, info.digest) != info.raised:
+                raise Conflict(f"the pool of {info.name}:{info.version} was raised meanwhile", remedy="do it again")
+            values = {"digest": info.digest, "slots": slots, "statement": statement}
+            c.execute(insert(m.pools).values(**values, created=time.time()))
+
+        self._write(write)
+
     def retire(self, info: ReleaseInfo) -> None:
         self._release_values(info, stage="retired")
 
@@ -336,7 +347,14 @@ def _resolve(c: Connection, reference: str, retired: bool) -> ReleaseInfo | None
     row = c.execute(query.order_by(m.releases.c.version.desc())).mappings().first()
     if row is None:
         return None
-    return ReleaseInfo(row["name"], row["version"], row["digest"], tuple(json.loads(row["tenants"])))
+    tenants = tuple(json.loads(row["tenants"]))
+    return ReleaseInfo(row["name"], row["version"], row["digest"], tenants, _raised(c, row["digest"]))
+
+
+def _raised(c: Connection, digest: str) -> str:
+    """The newest statement about a release's pool; empty when there is none."""
+    query = select(m.pools.c.statement).where(m.pools.c.digest == digest).order_by(m.pools.c.slots.desc())
+    return c.execute(query).scalar() or ""
 
 
 def _version(c: Connection, reference: str) -> tuple[str, int | None]:

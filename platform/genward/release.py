@@ -88,10 +88,9 @@ def shaped(table: Table, shape: Shape, exported: Exported) -> Table:
     """The planned table with what policies seal into it: never more slots than were planned."""
     from genward.engine import choose_block
 
-    if table.slots is not None and shape.slots is not None and shape.slots < table.slots:
-        table = replace(table, slots=shape.slots, segments=())
-    elif table.slots is None and shape.slots is not None:
-        table = replace(table, slots=shape.slots)
+    most = shape.most_slots
+    if most is not None and (table.slots is None or most < table.slots):
+        table = replace(table, slots=most, segments=())
     if shape.candidates is None or shape.candidates == table.candidates:
         return table
     block = choose_block(exported.data, exported.meta, shape.candidates)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from genward.served import Served, Shelf
 
 _log = logging.getLogger("genward.request")
+LIMIT = "a limit is reached"
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class Pipeline:
             if call.admission.cap is not None and request.n > call.admission.cap:
                 raise Denied(f"at most {call.admission.cap} rows are allowed here")
             return
-        reasons = "; ".join(call.admission.reasons)
+        reasons = _told(call.admission.reasons)
         if call.admission.failed:
             raise Unavailable("a policy could not answer", where=reasons, retry_after=call.admission.retry_after or 1)
         if call.admission.retry_after is not None:
@@ -242,16 +243,18 @@ class Pipeline:
             return await asyncio.to_thread(self._page, call, plan)
 
     def _page(self, call: Call, plan: Any) -> Page:
-        policies = _policies(call)
         fetch = plan.fetcher(call.deadline, self._score(call))
         with call.meter:
-            found: PageRows = plan.scan(call.ask.n, fetch)
-            rows = policies.screen(call.request, _facts(call), found.rows)
-        return Page(plan, rows, found.start, found.scanned, found.exhausted)
+            found: PageRows = plan.scan(call.ask.n, fetch, self._screen(call))
+        return Page(plan, found.rows, found.start, found.scanned, found.exhausted)
 
     def _score(self, call: Call) -> Callable[[Rows], Any] | None:
         policies = _policies(call)
         return (lambda rows: policies.score(call.request, _facts(call), rows)) if policies.scores else None
+
+    def _screen(self, call: Call) -> Callable[[Rows], Rows] | None:
+        policies = _policies(call)
+        return (lambda rows: policies.screen(call.request, _facts(call), rows)) if policies.screens else None
 
     def _encoded(self, call: Call, page: Page) -> bytes:
         with call.timed("encode"), call.meter:
@@ -282,7 +285,7 @@ class Pipeline:
             index = await self.audit.append_async(record.entry("settle", **fields))
         call.settled = True
         self._pages.settle(page.plan, len(page.rows), page.scanned)
-        self._close(call, Outcome("served", len(page.rows)))
+        self._close(call, Outcome("served", len(page.rows), page.scanned))
         return index
 
     # streams
@@ -413,6 +416,7 @@ class Pipeline:
     def _active(self, seen: int | None) -> PolicySet:
         digest, text = self.registry.active_policy(seen)
         if self._policies is None or self._policies[0] != digest:
+            self.counters.catch_up(self.audit)  # a limit that is new counts what was given before it
             self._policies = (digest, self._make_policies(digest, text))
         return self._policies[1]
 
@@ -459,6 +463,11 @@ def _check_count(n: int, most: int) -> None:
 def _check_start(start: int | None) -> None:
     if start is not None and not 0 <= start < LARGEST:
         raise UsageError(f"`from` is {start}", remedy=f"ask from a position between 0 and {LARGEST - 1}")
+
+
+def _told(reasons: Sequence[str]) -> str:
+    """Reasons as the caller hears them: which limit he met is in the log alone."""
+    return LIMIT if any(reason.endswith(LIMIT) for reason in reasons) else "; ".join(reasons)
 
 
 def _served(call: Call) -> Served:

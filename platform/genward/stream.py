@@ -34,8 +34,7 @@ class Stream:
         served = call.served
         if served is None or call.principal is None or call.policies is None or call.facts is None:
             raise Unavailable("a stream needs a request that was admitted")
-        self._served, self._tenant, self._policies = served, call.principal.tenant, call.policies
-        self._facts = call.facts
+        self._served, self._tenant = served, call.principal.tenant
         self._left, self._delivered = call.ask.n, 0
         self._plan: Any = None
         self._at = 0
@@ -95,17 +94,11 @@ class Stream:
         """Rows of the present grant, computed in a thread, piece by piece."""
         want = self._grant_rows
         while want > 0 and not self._exhausted:
-            found, rows = await asyncio.to_thread(self._screened, min(PIECE, want))
+            found = await asyncio.to_thread(self._scan, min(PIECE, want))
             self._at += found.scanned
             self._exhausted = found.exhausted
             want -= len(found.rows)
-            yield rows
-
-    def _screened(self, n: int) -> tuple[PageRows, Rows]:
-        """What was found, and what the policies leave of it."""
-        with self._call.meter:
-            found = self._scan(n)
-            return found, self._policies.screen(self._call.request, self._facts, found.rows)
+            yield found.rows
 
     def _piece(self, encoder: Encoder, digest: RowsDigest, rows: Rows) -> bytes:
         meter = self._call.meter
@@ -116,15 +109,15 @@ class Stream:
         return found
 
     def _scan(self, n: int) -> PageRows:
+        """The next rows, as the policies leave them; exhausted when the walk has been seen once."""
         from dataclasses import replace
 
         deadline = time.monotonic() + self._pipeline.limits.deadline  # of each piece: a stream may take long
-        plan = replace(self._plan, start=self._at)
-        found: PageRows = plan.scan(n, plan.fetcher(deadline, self._pipeline._score(self._call)))
-        length = plan.walk.length
-        if self._at - self._plan.start + found.scanned >= length:
-            return PageRows(found.rows, found.start, found.scanned, True)  # the walk has been seen once
-        return found
+        plan, seen = replace(self._plan, start=self._at), self._at - self._plan.start
+        fetch, screen = plan.fetcher(deadline, self._pipeline._score(self._call)), self._pipeline._screen(self._call)
+        with self._call.meter:
+            found: PageRows = plan.scan(n, fetch, screen, seen)
+        return found._replace(exhausted=found.exhausted or seen + found.scanned >= plan.walk.length)
 
     # the log
 
@@ -184,7 +177,8 @@ class Stream:
             except GenwardError:
                 _log.exception("stream %s is left to the sweeper", self._request)
         self._pipeline._pages.settle(self._plan, self._delivered, self._at - self._plan.start)
-        self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost))
+        scanned = self._at - self._plan.start
+        self._pipeline._close(self._call, Outcome(status, self._delivered + self._lost, scanned))
 
 
 _ENDINGS: set[asyncio.Task[None]] = set()

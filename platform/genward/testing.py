@@ -1,4 +1,4 @@
-"""Contract suites for plugin authors: `check(MyFamily)` and `check(MyPolicy)` in a test of yours.
+"""Contract suites for plugin authors: `check(MyFamily)`, `check(MyPolicy)`, `check(MyAttacker)` in a test of yours.
 
 Each suite is a handful of small functions; each raises CheckFailed with what was promised and what was found.
 The same suites run over every built-in plugin.
@@ -27,20 +27,23 @@ def check(cls: type[Any], **config: Any) -> list[str]:
     """Run the suite that fits a plugin class; returns the names of the checks that passed.
 
     Args:
-        cls: a Family or a Policy.
+        cls: a Family, a Policy or an Attacker.
         config: values for its Config; a policy without defaults may carry them as class attribute `example`.
 
     Raises:
         CheckFailed: a promise of the contract is not kept.
     """
+    from genward.attacker import Attacker
     from genward.policy import Policy
 
+    if issubclass(cls, Attacker):
+        return _run(ATTACKER_CHECKS, cls)
     if issubclass(cls, Family):
         subject = _Subject(cls, config)
         return _run(COUNTING_CHECKS if subject.bins else FAMILY_CHECKS, subject)
     if issubclass(cls, Policy):
         return _run(POLICY_CHECKS, cls, {**getattr(cls, "example", {}), **config})
-    raise CheckFailed(f"{cls!r} is neither a Family nor a Policy")
+    raise CheckFailed(f"{cls!r} is no Family, no Policy and no Attacker")
 
 
 def _run(checks: Mapping[str, Callable[..., None]], *given: Any) -> list[str]:
@@ -99,6 +102,7 @@ class _Subject:
         self.bins = self.family.bins(self.config)
         torch.manual_seed(0)
         self.network: nn.Module = self.family.build(self.spec, self.config)
+        self.exported: Any = None  # the graph, once it was exported
         encoded = self.codec.encode(small_table())
         self.encoded = encoded["x"]
         self.record = {name: torch.from_numpy(array[:BATCH]) for name, array in encoded.items() if array.shape[1]}
@@ -239,8 +243,117 @@ def _samples_are_functions_of_noise(subject: _Subject) -> None:
 def _exports(subject: _Subject) -> None:
     from genward.export import export_graph, parity
 
-    exported = export_graph(subject.family, subject.network, subject.config, subject.codec)
-    parity(exported, rows=256)
+    subject.exported = export_graph(subject.family, subject.network, subject.config, subject.codec)
+    parity(subject.exported, rows=256)
+
+
+def _gives_nothing_but_rows(subject: _Subject) -> None:
+    """The graph's outputs are the table's columns: no latent, seed or logit, and values on the data's own grid."""
+    import numpy as np
+    import onnx
+
+    from genward.engine import Engine
+    from genward.evaluate.sides import features, keys
+    from genward.table import Table
+
+    exported, codec = subject.exported, subject.codec
+    named = [output.name for output in onnx.load_from_string(exported.data).graph.output]
+    wanted = ["numbers", "codes", *(f"next_{s.name}" for s in exported.graph.state)]
+    _require(named == wanted, f"the graph gives {', '.join(named)}", subject)
+    engine = Engine(exported.data, codec, Table(None, 1, 64), exported.meta, pool_key=bytes(16))
+    rows = engine.candidates(np.arange(256, dtype=np.int64))
+    table = codec.decode(rows.numbers, rows.codes)
+    _require(table.schema.names == codec.schema.names, f"rows have columns {table.schema.names}", subject)
+    errors = [finding.message for finding in codec.schema.check(_whole(table)) if finding.level == "error"]
+    _require(not errors, f"rows break the schema: {'; '.join(errors)}", subject)
+    values = features(_whole(table), codec.schema)
+    again = _rounded(values, codec)
+    off = keys(values, codec.schema) != keys(again, codec.schema)
+    close = np.isclose(values, again, rtol=1e-12, atol=1e-12, equal_nan=True)
+    _require(not off.any() and bool(close.all()), "values are not on the data's grid", subject)
+
+
+def _whole(batch: Any) -> pa.Table:
+    """A table of a batch, its categories as text."""
+    import pyarrow as pa
+
+    table = pa.Table.from_batches([batch])
+    plain = [c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for c in table.columns]
+    return pa.table(dict(zip(table.column_names, plain, strict=True)))
+
+
+def _rounded(values: Any, codec: TableCodec) -> Any:
+    """Numbers on the grid that their column states: a step, or so many digits."""
+    import numpy as np
+
+    out = np.array(values)
+    for i, column in enumerate(codec.schema.columns):
+        if column.is_number and column.kind == "numeric" and column.digits:
+            out[:, i] = [float(f"{v:.{column.digits}g}") for v in out[:, i]]
+        elif column.is_number and column.step:
+            out[:, i] = np.rint(out[:, i] / column.step) * column.step
+    return out
+
+
+def _copies(cls: type[Any]) -> None:
+    """From delivered rows come rows of the same kind, as many as asked, the same ones for the same seed."""
+    import numpy as np
+
+    attacker, rows = _attacker(cls)
+    attacker.fit(rows, seed=1)
+    made, again = attacker.sample(70, seed=2), attacker.sample(70, seed=2)
+    _require(made.shape == (70, rows.shape[1]), f"{made.shape} rows were made of {rows.shape}", cls.name)
+    _require(bool(np.isfinite(made).all()), "rows hold values that are not finite", cls.name)
+    _require(bool(np.array_equal(made, again)), "the same seed gives other rows", cls.name)
+    _require(not np.array_equal(made, attacker.sample(70, seed=3)), "another seed gives the same rows", cls.name)
+    for part in attacker.target.choices:
+        chosen = made[:, part]
+        _require(bool(((chosen == 0) | (chosen == 1)).all() and (chosen.sum(axis=1) == 1).all()), "no choice", cls.name)
+
+
+def _learns_from_few(cls: type[Any]) -> None:
+    attacker, rows = _attacker(cls)
+    attacker.fit(rows[:50], seed=1)
+    _require(len(attacker.sample(10, seed=1)) == 10, "50 rows were not enough", cls.name)
+
+
+def _attacker(cls: type[Any]) -> tuple[Any, Any]:
+    """An attacker on a release of a small table, and rows that were delivered."""
+    from genward.attacker import Target
+    from genward.data.distance import encoded
+
+    codec = small_codec()
+    rows = encoded(codec, small_table())
+    target = Target(codec.spec, _Toy(), _Toy.Config(), cpu_seconds=2.0)
+    return cls(target), rows
+
+
+class _Toy(Family):
+    """A family of one linear map, for attackers to train."""
+
+    name = "toy"
+
+    def build(self, spec: Spec, config: Any) -> nn.Module:
+        from torch import nn
+
+        return nn.Linear(spec.width, spec.width)
+
+    def phases(self, network: nn.Module, config: Any) -> Any:
+        from genward.family import NoiseSpec, Phase
+
+        class Fit(Objective):
+            def __init__(self) -> None:
+                self.noise = (NoiseSpec("z", (network.in_features,)),)  # type: ignore[arg-type]
+
+            def loss(self, network: nn.Module, record: Any, noise: Any, progress: float) -> Tensor:
+                return ((network(noise["z"]) - record["x"]) ** 2).mean(dim=1)  # type: ignore[no-any-return]
+
+        return [Phase([Fit()])]
+
+    def graphs(self, network: nn.Module, config: Any) -> Any:
+        from genward.family import Graph, NoiseSpec
+
+        return {"sample": Graph(network, (NoiseSpec("z", (network.in_features,)),))}  # type: ignore[arg-type]
 
 
 def _config_validates(cls: type[Any], config: Mapping[str, Any]) -> None:
@@ -312,6 +425,7 @@ FAMILY_CHECKS: Mapping[str, Callable[..., None]] = {
     "gradients exist": _gradients_exist,
     "samples are functions of noise": _samples_are_functions_of_noise,
     "exports with parity": _exports,
+    "gives nothing but rows": _gives_nothing_but_rows,
 }
 COUNTING_CHECKS: Mapping[str, Callable[..., None]] = {
     "names itself": _names_itself,
@@ -320,7 +434,9 @@ COUNTING_CHECKS: Mapping[str, Callable[..., None]] = {
     "answers decide": _answers_decide,
     "samples are functions of noise": _samples_are_functions_of_noise,
     "exports with parity": _exports,
+    "gives nothing but rows": _gives_nothing_but_rows,
 }
+ATTACKER_CHECKS: Mapping[str, Callable[..., None]] = {"copies": _copies, "learns from few": _learns_from_few}
 POLICY_CHECKS: Mapping[str, Callable[..., None]] = {
     "config validates": _config_validates,
     "hooks exist": _policy_hooks_exist,

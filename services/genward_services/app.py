@@ -19,7 +19,7 @@ from genward.errors import GenwardError, NotFound, UsageError
 from genward.request import Ask
 from genward.request import Response as Found
 from genward.respond import ARROW, CSV, PARQUET, media_type
-from genward_services import detection, openinference
+from genward_services import detection, openapi, openinference
 from genward_services.guard import PASSED, Guard, Passed, Refused, Rule, rule
 from genward_services.problem import problem_response
 
@@ -28,6 +28,8 @@ _log = logging.getLogger("genward.http")
 _JSON = "application/json"
 _TILE = re.compile(r"(checkpoint|tile/[0-9a-z/.]+)", re.ASCII)
 _FIELDS = {"n", "where", "from"}
+_EXACT = 1 << 53  # up to here a float is the integer that was written
+MOST_CONDITIONS = 100
 
 
 async def generate(platform: Platform, request: Request) -> Response:
@@ -52,7 +54,7 @@ def _ask(request: Request, body: Mapping[str, Any]) -> Ask:
             f"unknown fields: {', '.join(sorted(unknown))}", remedy=f"known are {', '.join(sorted(_FIELDS))}"
         )
     return Ask(
-        key_of(request), request.path_params["name"], body.get("n", 1), _where(body), _start(body),
+        key_of(request), request.path_params["name"], whole(body.get("n", 1)), _where(body), _start(body),
         media_type(request.headers.get("accept", _JSON)),
     )  # fmt: skip
 
@@ -124,6 +126,11 @@ async def log(platform: Platform, request: Request) -> Response:
     return Response(data, media_type="text/plain" if name == "checkpoint" else "application/octet-stream")
 
 
+async def described(platform: Platform, request: Request) -> Response:
+    """GET /v1/openapi.json: what is served here, OpenAPI 3.1."""
+    return JSONResponse(openapi.document(platform.state.config.server.max_rows))
+
+
 async def live(platform: Platform, request: Request) -> Response:
     """GET /livez: this process answers."""
     return PlainTextResponse("ok")
@@ -149,6 +156,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/models/{name}", model, ""),
     ("GET", "/v1/receipts/{request}", receipt, ""),
     ("GET", "/v1/log/{path}", log, ""),
+    ("GET", "/v1/openapi.json", described, ""),
     ("GET", "/livez", live, ""),
     ("GET", "/readyz", ready, ""),
     ("GET", "/metrics", metrics, ""),
@@ -219,14 +227,25 @@ def key_of(request: Request) -> str:
 
 
 def _where(body: Mapping[str, Any]) -> tuple[str, ...]:
-    where = body.get("where", [])
+    return conditions(body.get("where", []))
+
+
+def conditions(where: Any) -> tuple[str, ...]:
+    """A list of at most 100 conditions; UsageError for anything else."""
     if not isinstance(where, list) or not all(isinstance(clause, str) for clause in where):
         raise UsageError("`where` is a list of conditions", remedy='for example ["density>5"]')
+    if len(where) > MOST_CONDITIONS:
+        raise UsageError(f"{len(where)} conditions", remedy=f"give at most {MOST_CONDITIONS}")
     return tuple(where)
 
 
+def whole(value: Any) -> Any:
+    """A whole number as int, however JSON wrote it: 4.0 is an integer there (JSON Schema 2020-12 section 6.1.1)."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
+
+
 def _start(body: Mapping[str, Any]) -> int | None:
-    start = body.get("from")
+    start = whole(body.get("from"))
     if start is not None and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
         raise UsageError("`from` is a position, 0 or more")
     return start

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,22 @@ import bentoml
 from genward.api import Platform
 from genward.errors import GenwardError
 from genward.stream import sweep
+from genward_services import wire
 from genward_services.app import routes_app, rules
 from genward_services.guard import Guard
 
 SWEEP_SECONDS = 10.0
+IDLE_SECONDS = 300.0  # after which a chunk of a limit goes back to the store
+CATCH_UP = 2000  # entries of the log that a sweep reads at most: a hundredth of one core
 
 
 def _open() -> Platform:
+    """The platform with its pipeline ready, or with one that is made when what it needs is back."""
     passphrase = os.environ.get("GENWARD_PASSPHRASE")
-    return Platform.open(Path(os.environ.get("GENWARD_STATE", ".genward")), passphrase)
+    platform = Platform.open(Path(os.environ.get("GENWARD_STATE", ".genward")), passphrase)
+    with suppress(GenwardError):
+        _ = platform.pipeline
+    return platform
 
 
 class Late:
@@ -46,17 +55,23 @@ class Late:
 
 
 async def _sweeping(platform: Platform) -> None:
-    """Settle lost grants, and give back quota chunks that lie idle."""
+    """Settle lost grants, give back quota chunks that lie idle, count what the log settled, forget old windows."""
     while True:
-        try:
-            await asyncio.to_thread(sweep, platform.pipeline)
-            await asyncio.to_thread(platform.pipeline.counters.release, 300.0)
-        except GenwardError:
-            pass  # the log or the store is away: requests are refused meanwhile, the next round tries again
+        with suppress(GenwardError):  # the log or the store is away: requests are refused, the next round tries again
+            await asyncio.to_thread(_swept, platform)
         await asyncio.sleep(SWEEP_SECONDS)
 
 
+def _swept(platform: Platform) -> None:
+    sweep(platform.pipeline)
+    counters = platform.counters
+    counters.release(IDLE_SECONDS)
+    counters.catch_up(platform.audit, most=CATCH_UP)
+    counters.prune(time.time())
+
+
 application = Late()
+wire.install()
 
 
 def _closed(app: Any) -> Guard:

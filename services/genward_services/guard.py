@@ -19,7 +19,7 @@ from genward.errors import GenwardError, UsageError
 from genward_services.problem import problem_response
 
 MAX_DEPTH = 16
-MAX_DIGITS = 20  # of an integer
+MAX_DIGITS = 300  # of an integer: as many as a float may stand for
 JSON = "application/json"
 BODY_SECONDS = 20.0  # in which a body must have arrived,
 UPLOAD_SECONDS = 120.0  # and a file
@@ -64,9 +64,9 @@ class Passed:
 class Refused(GenwardError):
     """What the guard says no to, with its own status."""
 
-    def __init__(self, status: int, title: str, what: str) -> None:
+    def __init__(self, status: int, title: str, what: str, allow: str = "") -> None:
         super().__init__(what)
-        self.status, self.title = status, title
+        self.status, self.title, self.allow = status, title, allow
 
 
 class Guard:
@@ -104,7 +104,8 @@ class Guard:
         for rule, names in here:
             if rule.method == method or (method == "HEAD" and rule.method == "GET"):
                 return rule, names
-        raise Refused(405, "method not allowed", f"use {', '.join(sorted({rule.method for rule, _ in here}))}")
+        allow = ", ".join(sorted({rule.method for rule, _ in here}))
+        raise Refused(405, "method not allowed", f"use {allow}", allow)
 
     def _here(self, path: str) -> list[tuple[Rule, Mapping[str, str]]]:
         """Rules of a path, at least one."""

@@ -60,30 +60,30 @@ async def infer(platform: Platform, request: Request) -> Response:
 
 
 def _ask(platform: Platform, request: Request, body: Mapping[str, Any]) -> Ask:
-    from genward_services.app import key_of
+    from genward_services.app import conditions, key_of
 
     given = _inputs(body)
-    start, n = given.get("from", [None])[0], given.get("n", [1])[0]
+    (start,), (n,) = given.get("from", [None]), given.get("n", [1])
     if isinstance(n, int) and n > platform.pipeline.limits.held:
         raise UsageError(f"n is {n}", remedy=f"at most {platform.pipeline.limits.held} here; /v1 streams more")
-    return Ask(key_of(request), request.path_params["name"], n, tuple(given.get("where", [])), start)
+    return Ask(key_of(request), request.path_params["name"], n, conditions(given.get("where", [])), start)
 
 
 def _inputs(body: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Data of each tensor by name; UsageError for what is no tensor of ours."""
+    from genward_services.app import whole
+
     inputs = body.get("inputs")
-    if not isinstance(inputs, list):
-        raise UsageError("`inputs` is a list of tensors")
+    if not isinstance(inputs, list) or len(inputs) > len(_INPUTS):
+        raise UsageError(f"`inputs` is a list of at most {len(_INPUTS)} tensors")
     found = {}
     for tensor in inputs:
-        if (
-            not isinstance(tensor, dict)
-            or tensor.get("name") not in _INPUTS
-            or not isinstance(tensor.get("data"), list)
-        ):
+        name, data = (tensor.get("name"), tensor.get("data")) if isinstance(tensor, dict) else (None, None)
+        if not isinstance(name, str) or name not in _INPUTS or not isinstance(data, list):
             raise UsageError("an input has a name (n, from or where) and data")
-        found[tensor["name"]] = tensor["data"] or [None]
-    if not all(isinstance(clause, str) for clause in found.get("where", [])):
-        raise UsageError("`where` is a list of conditions", remedy='for example ["density>5"]')
-    if any(v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 0) for v in found.get("from", [])):
+        if name != "where" and len(data) != 1:
+            raise UsageError(f"`{name}` is a tensor of one number")
+        found[name] = [whole(value) for value in data]
+    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in found.get("from", [])):
         raise UsageError("`from` is a position, 0 or more")
     return found

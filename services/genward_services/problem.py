@@ -22,6 +22,8 @@ def problem_response(error: GenwardError, request: str = "") -> Response:
     after = getattr(error, "retry_after", None)
     if after is not None:
         headers["retry-after"] = str(max(1, math.ceil(after)))
+    if allow := getattr(error, "allow", ""):
+        headers["allow"] = allow  # RFC 9110 section 15.5.6
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(body), error.status, headers, MEDIA)

@@ -186,21 +186,46 @@ def test_doctor_names_what_is_broken_and_fails(tmp_path: Path, harm: object, sai
     assert any(line.startswith("PROBLEM") and said in line for line in found.stdout.splitlines()), found.stdout
 
 
-def test_a_package_whose_commands_are_broken_is_named_and_stops_nobody(tmp_path: Path) -> None:
-    info = tmp_path / "site/acme_x-1.dist-info"
+def _acme(folder: Path, module: str) -> str:
+    """Install a distribution acme-x that brings commands and nothing else; what PYTHONPATH must be."""
+    info = folder / "site/acme_x-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-x\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[genward.commands]\nacme = acme_x_missing:app\n")
-    paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    said = run("--state", str(tmp_path / "none"), "model", "list", code=4, PYTHONPATH=paths).stderr
+    (info / "entry_points.txt").write_text(f"[genward.commands]\nacme = {module}:app\n")
+    return os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+
+
+def test_a_package_whose_commands_are_broken_is_named_and_stops_nobody(tmp_path: Path) -> None:
+    paths, allow = _acme(tmp_path, "acme_x_missing"), "[genward, acme-x]"
+    none = str(tmp_path / "none")
+    said = run("--state", none, "model", "list", code=4, PYTHONPATH=paths, GENWARD_PLUGINS=allow).stderr
     assert "'acme' of acme-x are broken: ModuleNotFoundError" in said
-    words = [sys.executable, "-m", "genward.cli", "--json", "--state", str(tmp_path / "none"), "doctor"]
-    environment = {**os.environ, "PYTHONPATH": paths}
+    words = [sys.executable, "-m", "genward.cli", "--json", "--state", none, "doctor"]
+    environment = {**os.environ, "PYTHONPATH": paths, "GENWARD_PLUGINS": allow}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60, check=False)
     (problem,) = json.loads(done.stdout)["problems"]
     assert "acme-x" in problem
     assert "Traceback" in problem
     assert done.returncode == 1
+
+
+def test_commands_of_a_package_that_is_not_allowed_are_not_even_imported(tmp_path: Path) -> None:
+    """The allow-list is that of the state folder named; `doctor` lists what was left out."""
+    paths, state, mark = _acme(tmp_path, "acme_x"), str(tmp_path / "state"), tmp_path / "imported"
+    (tmp_path / "site/acme_x.py").write_text(
+        f"import pathlib, typer\npathlib.Path({str(mark)!r}).touch()\napp = typer.Typer()\n"
+        "@app.command('acme')\ndef acme(): print('hello from acme')\n"
+    )
+    run("--state", state, "init", PYTHONPATH=paths)
+    assert "No such command" in run("--state", state, "acme", code=2, PYTHONPATH=paths).stderr
+    found = json.loads(run("--json", f"--state={state}", "doctor", PYTHONPATH=paths).stdout)
+    (skipped,) = [plugin for plugin in found["plugins"] if plugin["distribution"] == "acme-x"]
+    assert (skipped["status"], "allow-list" in skipped["reason"], mark.exists()) == ("skipped", True, False)
+    with (tmp_path / "state/genward.yaml").open("a") as file:
+        file.write("plugins: [genward, acme-x]\n")
+    assert run("--state", state, "acme", PYTHONPATH=paths).stdout == "hello from acme\n"
+    assert run("--state", state, "doctor", PYTHONPATH=paths).returncode == 0
+    _writer_ends(tmp_path / "state")
 
 
 def _writer_ends(state: Path) -> None:

@@ -173,6 +173,74 @@ def test_screen_changes_rows_before_they_are_digested_and_replay_knows(world: An
     assert world.platform.replay(file)["rows"] == "the same bit for bit"
 
 
+class _Picky(_Mine):
+    """Leaves one row of some, by its slot."""
+
+    one_of: ClassVar[int] = 4
+
+    @hookimpl
+    def screen(self, request: Request, rows: Rows) -> Rows:
+        keep = rows.slots % self.one_of == 0
+        return Rows(rows.numbers[keep], rows.codes[keep], rows.slots[keep])
+
+
+@pytest.mark.parametrize(("model", "n"), [("pool:1", 300), ("open:1", 300), ("open:1", 11_000)])
+def test_pages_and_streams_are_filled_again_when_a_screen_drops_rows(
+    world: Any, tmp_path: Any, model: str, n: int
+) -> None:
+    """All n rows come, the yield counts what was looked at, the next page goes on behind it, and each replays."""
+    _with(world, _Picky)
+    client, seen = world.platform.client(world.key), []
+    for number in range(2):
+        answer = client.generate(model, n=n, format="csv")
+        assert answer.body.count(b"\n") - 1 == n
+        assert "genward-exhausted" not in answer.headers
+        seen.append(answer.body.split(b"\n")[1:-1])
+        file = tmp_path / f"{number}.json"
+        file.write_bytes(answer.receipt())
+        assert world.platform.replay(file)["replayed"] == n
+        settle = world.entries(answer.headers["genward-request"])[-1]
+        assert settle["out"]["rows"] == n < settle["plan"]["n"]
+    if n < 10_000:
+        assert answer.headers["genward-yield"] == f"{n / settle['plan']['n']:.4f}"
+    assert len({*seen[0], *seen[1]}) > 1.9 * n
+
+
+@pytest.mark.parametrize("n", [1000, 12_000])
+def test_a_screened_walk_that_ends_says_so_and_gives_no_slot_twice(world: Any, n: int) -> None:
+    _with(world, _Picky)
+    answer = world.platform.client(world.key).generate("pool:1", n=n, where=["REFERENCE: year>1990"])
+    found = json.loads(answer.body)
+    assert found["exhausted"] is True
+    settle = world.entries(answer.headers["genward-request"])[-1]
+    assert (settle["plan"]["n"], settle["out"]["rows"]) == (3000, len(found["rows"]))
+    assert 0 < len(found["rows"]) <= 750
+
+
+def test_a_screen_that_leaves_nothing_ends_too(world: Any) -> None:
+    class Closed(_Picky):
+        one_of = 1 << 40
+
+    _with(world, Closed)
+    client = world.platform.client(world.key)
+    pooled, opened = client.generate("pool:1", n=5), client.generate("open:1", n=5, start=1)
+    assert (pooled.headers["genward-exhausted"], opened.headers["genward-exhausted"]) == ("true", "true")
+    assert json.loads(opened.body)["rows"] == []
+
+
+def test_a_stream_of_a_pool_meets_each_slot_once(world: Any) -> None:
+    """Also where its last piece would reach beyond the end of the walk."""
+    from genward.stream import PIECE
+    from genward.table import Table
+
+    served = world.platform.pipeline.shelf.get(world.platform.registry.resolve("pool:1"))
+    graph, meta = served.bundle.graph("sample")
+    served.engine = Engine(graph, served.codec, Table(PIECE + 500, 1, 64), meta, pool_key=b"0123456789abcdef")
+    answer = world.platform.client(world.key).generate("pool:1", n=2 * PIECE)
+    found = json.loads(answer.body)
+    assert (len(found["rows"]), found["exhausted"]) == (PIECE + 500, True)
+
+
 def test_mark_travels_beside_the_rows(world: Any) -> None:
     class Marking(_Mine):
         @hookimpl

@@ -161,3 +161,29 @@ def test_serve_starts_a_killed_writer_again_unasked(make_world: Any, start_serve
         time.sleep(0.1)
     assert set(_writers(served.world.folder, processes_of)) - set(before)
     assert served.rows(5).status == 200
+
+
+def test_a_writer_that_hangs_is_503_within_ten_seconds_and_then_at_once(
+    make_world: Any, start_server: Any, processes_of: Any
+) -> None:
+    """Law 4 with a writer that is stopped, not dead: nothing leaves, and it goes on when the writer does."""
+    served = start_server(make_world())
+    assert served.rows(5).status == 200
+    pids = _writers(served.world.folder, processes_of)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        reply = served.rows(5)
+        assert (reply.status, "retry-after" in reply.headers) == (503, True)
+        assert 9 < time.monotonic() - begun < 25  # APPEND_SECONDS, once: the refusal is not waited for again
+        begun = time.monotonic()
+        assert {served.rows(5).status for _ in range(3)} == {503}
+        assert time.monotonic() - begun < 9
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    until = time.monotonic() + 20
+    while served.rows(5).status != 200 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert served.rows(5).status == 200

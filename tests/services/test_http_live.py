@@ -130,11 +130,11 @@ def test_a_store_that_is_gone_is_503_until_it_is_back(
     assert served.rows(1).status == 200
     holder = sqlite3.connect(world.folder / "counters.db", isolation_level=None)
     try:
-        holder.execute("ALTER TABLE counters RENAME TO elsewhere")
+        holder.execute("ALTER TABLE limits RENAME TO elsewhere")
         replies = [served.rows(1) for _ in range(3)]
         assert {reply.status for reply in replies} == {503}
         assert all("retry-after" in reply.headers for reply in replies)
-        holder.execute("ALTER TABLE elsewhere RENAME TO counters")
+        holder.execute("ALTER TABLE elsewhere RENAME TO limits")
     finally:
         holder.close()
     assert served.rows(1).status == 200

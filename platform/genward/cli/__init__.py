@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +59,13 @@ root.add_typer(tenant.key_app, name="key")
 root.add_typer(plugin.app, name="plugin")
 
 
-def command_line() -> typer.Typer:
-    """The whole command line: ours, and what other packages add. A lone command of its point's own name is a verb."""
-    for point in entry_points(group="genward.commands"):
+def command_line(words: Sequence[str] = ()) -> typer.Typer:
+    """The whole command line: ours, and what other allowed packages add. A lone command of its point's own name is a
+    verb. The allow-list `plugins` is that of the state folder which `words` name."""
+    from genward.plugins import allowed_commands
+
+    found, common.skipped[:] = allowed_commands(common.allow_list(words))
+    for point in found:
         if point.name in _mounted:
             continue
         _mounted.add(point.name)
@@ -87,7 +92,7 @@ def main() -> None:
     words = _json_first(sys.argv[1:])
     common.settings.json = words[:1] == ["--json"]  # a mistake may be met before the flag is
     try:
-        sys.exit(command_line()(args=words, standalone_mode=False))
+        sys.exit(command_line(words)(args=words, standalone_mode=False))
     except GenwardError as error:
         sys.exit(common.report(error))
     except _MISUSE as error:

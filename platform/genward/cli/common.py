@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from genward.errors import Denied, GenwardError, UsageError
 
 if TYPE_CHECKING:
     from genward.api import Platform
+    from genward.plugins import PluginInfo
 
 STATE = "GENWARD_STATE"
 DEFAULT_STATE = ".genward"
@@ -32,6 +34,7 @@ class Settings:
 
 settings = Settings()
 broken: dict[str, str] = {}  # commands of other packages that could not be mounted: why, with its traceback
+skipped: list[PluginInfo] = []  # commands of packages that are not in the allow-list
 _opened: list[Platform] = []
 
 As = Annotated[str, typer.Option("--as", envvar="GENWARD_AS", help="API key of the administrator who acts.")]
@@ -42,6 +45,19 @@ def use_state(state: Path | None) -> None:
     """A flag wins over the environment, the environment over the default."""
     settings.state = state or Path(os.environ.get(STATE, DEFAULT_STATE))
     os.environ[STATE] = str(settings.state)
+
+
+def allow_list(words: Sequence[str]) -> Sequence[str]:
+    """Whose commands may be loaded, by the state folder that a command line names; only ours where none can be read."""
+    from genward import config
+
+    given = [after for word, after in pairwise(words) if word == "--state"]
+    given += [word.removeprefix("--state=") for word in words if word.startswith("--state=")]
+    file = Path((given or [os.environ.get(STATE, DEFAULT_STATE)])[0]) / config.FILE
+    try:
+        return config.load(file.read_text(encoding="utf-8") if file.is_file() else "").plugins
+    except (GenwardError, OSError, UnicodeDecodeError):  # the command itself says what is wrong
+        return config.Config().plugins
 
 
 def open_platform() -> Platform:

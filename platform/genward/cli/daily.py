@@ -161,7 +161,7 @@ def doctor() -> None:
     """What is installed, which plugins loaded and why any did not, what could run, what is unsafe."""
     from genward.doctor import examine
 
-    found = examine(common.settings.state)
+    found = examine(common.settings.state, common.skipped)
     found["problems"] += [f"{reason}\n{trace}".rstrip() for reason, trace in common.broken.items()]
     if common.settings.json:
         common.show(found)

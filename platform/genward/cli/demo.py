@@ -102,7 +102,7 @@ def _pruned(platform: Platform, quick: bool) -> Released:
         dataset.name, family="diffusion", target=TARGET, max_cpu_seconds=SECONDS[quick], progress=for_terminal()
     )
     _step("train", f"candidate {candidate.id}, loss curves in {candidate.folder / 'losses.png'}")
-    released = _released(platform, candidate.id, NAME, quick)
+    released = _cheapest(platform, candidate.id, quick)
     _show(platform, released)
     print(f"  the report, column by column: {platform.bundle_folder(released.reference) / 'report.html'}")
     if not quick:

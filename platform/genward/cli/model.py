@@ -64,6 +64,20 @@ def grant(
     common.show({"granted": common.open_platform().grant(reference, tenant)})
 
 
+@app.command("raise-pool")
+def raise_pool(
+    reference: Reference,
+    slots: Annotated[int, typer.Argument(help="Slots that the pool shall have in all.")],
+    actor: As = "",
+) -> None:
+    """Append a segment to a release's pool; prints what all keys together can hold then, at what risk."""
+    from genward import pool
+
+    platform = common.open_platform()
+    found = platform.raise_pool(reference, slots, common.acting(platform, actor, four_eyes=True))
+    common.show(found if common.settings.json else pool.plain(found))
+
+
 @app.command("retire")
 def retire(reference: Reference, actor: As = "") -> None:
     """Take a release out of service; its receipts still replay."""

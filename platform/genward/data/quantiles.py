@@ -89,6 +89,11 @@ class Quantiles:
         found = cls(_REACH, scale, False, tuple(_knots(ends, _REACH).tolist()))
         return replace(found, edges=tuple(_NORMAL.cdf(z) for z in np.interp(ends[1:-1], *found._rising).tolist()))
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest value."""
+        return self._value(0), self._value(-1)
+
     @cached_property
     def cuts(self) -> tuple[float, ...]:
         """Shares in (0, 1) where the column may be cut: its declared edges, or between any two stairs."""

@@ -1,0 +1,154 @@
+"""What is remembered of a key's conditions: counts and bits in fixed memory, whatever is asked and however often.
+
+Two sketches add up to the sketch of both streams, in any order: counts add, bits unite. So workers each keep what they
+saw since they last wrote, and nobody waits for a lock on the way of a request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genward.contracts import Condition
+from genward.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from genward.data.codec import TableCodec
+
+EXACT, FINE, CELLS = 1 << 16, 1 << 16, 256  # bits, bits, counts
+COARSE_BINS, FINE_BINS = 8, 48  # of a number's range
+_HEAD = 4
+_SIZE = EXACT // 8 + FINE // 8 + 8 * (CELLS + _HEAD)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A request's conditions as places: `exact` of the very conditions, `fine` and `coarse` of their bins, `near` of
+    the fine bins beside them."""
+
+    exact: int
+    fine: int
+    coarse: int
+    near: tuple[int, ...]
+
+
+@dataclass
+class Sketch:
+    """Counts of one key on one release; 18.5 kB.
+
+    `queries` that had conditions, `new` ones never asked before, `probes` of them beside something asked before;
+    `cells` (256,) how the new ones are spread.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_HEAD, dtype=np.int64))
+    cells: NDArray[np.int64] = field(default_factory=lambda: np.zeros(CELLS, dtype=np.int64))
+    exact: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(EXACT // 8, dtype=np.uint8))
+    fine: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(FINE // 8, dtype=np.uint8))
+
+    @property
+    def queries(self) -> int:
+        return int(self.counts[0])
+
+    @property
+    def new(self) -> int:
+        return int(self.counts[1])
+
+    @property
+    def probes(self) -> int:
+        return int(self.counts[2])
+
+    def add(self, query: Query, before: Sketch | None = None) -> None:
+        """Count a query; `before` is what was seen earlier, where this sketch holds only what came since."""
+        known = self._seen(query, before)
+        self.counts[0] += 1
+        if not known[0]:
+            self.counts[1] += 1
+            self.counts[2] += known[1]
+            self.cells[query.coarse] += 1
+        _set(self.exact, query.exact)
+        _set(self.fine, query.fine)
+
+    def _seen(self, query: Query, before: Sketch | None) -> tuple[bool, bool]:
+        """Whether the very conditions were asked before, and whether something beside them was."""
+        sides = [self] if before is None else [self, before]
+        exact = any(_get(side.exact, query.exact) for side in sides)
+        near = any(_get(side.fine, place) for side in sides for place in (query.fine, *query.near))
+        return exact, near
+
+    def plus(self, other: Sketch) -> Sketch:
+        """The sketch of both streams."""
+        added = self.counts + other.counts, self.cells + other.cells
+        return Sketch(*added, self.exact | other.exact, self.fine | other.fine)
+
+    def to_bytes(self) -> bytes:
+        """Little-endian counts and cells, then the bits; always as many bytes."""
+        words = np.concatenate([self.counts, self.cells]).astype("<i8")
+        return words.tobytes() + self.exact.tobytes() + self.fine.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Sketch:
+        """Raises IntegrityError when this is no sketch."""
+        if len(data) != _SIZE:
+            raise IntegrityError(f"a sketch has {_SIZE} bytes, not {len(data)}", where="extraction")
+        words = np.frombuffer(data, "<i8", _HEAD + CELLS).astype(np.int64)
+        bits = np.frombuffer(data, np.uint8, offset=8 * (_HEAD + CELLS)).copy()
+        return cls(words[:_HEAD].copy(), words[_HEAD:].copy(), bits[: EXACT // 8].copy(), bits[EXACT // 8 :].copy())
+
+
+def _get(bits: NDArray[np.uint8], place: int) -> bool:
+    return bool(bits[place >> 3] >> (place & 7) & 1)
+
+
+def _set(bits: NDArray[np.uint8], place: int) -> None:
+    bits[place >> 3] |= np.uint8(1 << (place & 7))
+
+
+class Places:
+    """Turns conditions into places, by the declared ranges and categories of a release's columns."""
+
+    def __init__(self, codec: TableCodec) -> None:
+        self._ranges: dict[str, tuple[float, float]] = {}
+        self._codes: Mapping[str, Mapping[str, int]] = {}
+        for column in codec.schema.columns:
+            if column.is_number:
+                low, high = codec.quantiles[column.name].ends
+                self._ranges[column.name] = (low, high if high > low else low + 1)
+
+    def of(self, conditions: Sequence[Condition]) -> Query:
+        """The places of a request's conditions; their order does not count."""
+        asked = sorted(conditions, key=lambda item: (item.column, item.op, str(item.value)))
+        exact = [f"{c.column}\0{c.op}\0{c.value!r}" for c in asked]
+        fine, coarse = ([self._bin(c, bins) for c in asked] for bins in (FINE_BINS, COARSE_BINS))
+        names = [f"{c.column}\0{c.op}" for c in asked]
+        return Query(_hash(exact, EXACT), _place(names, fine, FINE), _place(names, coarse, CELLS), _beside(names, fine))
+
+    def _bin(self, condition: Condition, bins: int) -> int | str:
+        value = condition.value
+        if condition.column not in self._ranges or isinstance(value, (str, bool, tuple)):
+            return str(value)
+        low, high = self._ranges[condition.column]
+        return int(min(max((float(value) - low) / (high - low), 0.0), 1.0) * (bins - 1) + 0.5)
+
+
+def _beside(names: Sequence[str], fine: Sequence[int | str]) -> tuple[int, ...]:
+    """Places with one number a bin off."""
+    moved = [
+        [*fine[:i], place + step, *fine[i + 1 :]]
+        for i, place in enumerate(fine[:4])
+        if isinstance(place, int)
+        for step in (-1, 1)
+    ]
+    return tuple(_place(names, bins, FINE) for bins in moved)
+
+
+def _place(names: Sequence[str], bins: Sequence[int | str], size: int) -> int:
+    return _hash([f"{name}\0{place}" for name, place in zip(names, bins, strict=True)], size)
+
+
+def _hash(parts: Sequence[str], size: int) -> int:
+    return int.from_bytes(hashlib.blake2b("\1".join(parts).encode(), digest_size=4).digest(), "little") % size
