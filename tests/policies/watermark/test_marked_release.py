@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -315,24 +316,26 @@ def test_what_cannot_be_read_is_refused(served: Any, body: bytes, kind: str, que
     assert _sent(served, body, kind, query=query).status == status
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_read(make_world: Any) -> None:
-    """By its announced length and by what comes, in the guard's own terms."""
-    from starlette.testclient import TestClient
-
-    from genward_services.app import make_app
-
+def test_a_file_that_is_too_large_is_refused_once_its_sender_is_known(make_world: Any, start_server: Any) -> None:
+    """By its announced length, and by what comes when none was announced."""
     world = make_world("server: {max_upload: 2000}\n")
     world.activate(_document(world))
-    client = TestClient(make_app(world.platform), raise_server_exceptions=False)
-    headers = {"Authorization": f"Bearer {world.auditor}", "Content-Type": "text/csv"}
+    served = start_server(world)
 
-    def pieces() -> Iterator[bytes]:
-        for _ in range(300):
-            yield b"1,2,3,4,5\n"
+    def sent(key: str, body: Any, chunked: bool) -> int:
+        connection = http.client.HTTPConnection(served.host, served.port, timeout=30)
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
+        headers |= {"Transfer-Encoding": "chunked"} if chunked else {}
+        try:
+            connection.request("POST", "/v1/detect", body, headers, encode_chunked=chunked)
+            return connection.getresponse().status
+        finally:
+            connection.close()
 
-    sent: Sequence[Any] = (b"x" * 2001, pieces())
-    assert [client.post("/v1/detect", content=body, headers=headers).status_code for body in sent] == [413, 413]
-    assert client.post("/v1/detect", content=b"x" * 5000, headers={"Content-Type": "text/csv"}).status_code == 401
+    pieces = [b"1,2,3,4,5\n"] * 300
+    assert [sent(world.auditor, b"x" * 2001, False), sent(world.auditor, iter(pieces), True)] == [413, 413]
+    assert sent("gw_nobody", b"x" * 2001, False) == 401
+    assert sent(world.auditor, iter(pieces[:3]), True) == 404  # read, and there is no marked release
 
 
 def test_platform_is_the_same_door(marked_world: Any, tmp_path: Path) -> None:
