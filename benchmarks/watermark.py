@@ -2,7 +2,7 @@
 
 Real rows drawn with replacement stand in for a generator (`power`, `calibration`, `tenants`); `release` trains a
 diffusion of the transport table, releases it under the policy and asks its endpoint. PARTs: power, calibration,
-tenants, release. Prints one line a figure and writes benchmarks/results/watermark.json.
+tenants, release, large. Prints one line a figure and writes benchmarks/results/watermark.json.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def releases(minutes: float) -> Iterator[Figures]:
     from genward.api import Platform
 
     plain = (HERE.parent / "tests" / "conftest.py").read_text().split('POLICY = """')[1].split('"""')[0]
-    with tempfile.TemporaryDirectory(prefix="gw", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="gw", dir="/tmp", ignore_cleanup_errors=True) as folder:
         platform, _ = Platform.init(Path(folder) / "s", tenant="acme", single_operator=True)
         data = platform.add_dataset(EXAMPLES / "mp_transport.csv.gz", schema=EXAMPLES / "mp_transport.yaml")
         _activate(platform, plain)
@@ -249,6 +249,35 @@ def releases(minutes: float) -> Iterator[Figures]:
                 }
         yield from _endpoint(platform, plain)
         platform.close()
+
+
+def large(gigabytes: float) -> Iterator[Figures]:
+    """Memory and time of reading a CSV file of any size, in a process of its own."""
+    code = (
+        "import resource, sys, time; from pathlib import Path; from genward.data.foreign import foreign_table;"
+        "from genward_policies.watermark.table import read; began = time.perf_counter();"
+        "found = read(foreign_table(Path(sys.argv[1]))); spent = time.perf_counter() - began;"
+        "print(found.rows, found.table.num_rows, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    table = transport()
+    lines = (",".join(f"{value:.6g}" for value in row) for row in zip(*table.values(), strict=True))
+    part = ("\n".join(lines) + "\n").encode()
+    for size in (0.05, gigabytes):
+        with tempfile.TemporaryDirectory(prefix="gw", dir="/tmp") as folder:
+            path = Path(folder) / "large.csv"
+            with path.open("wb") as file:
+                file.write((",".join(table) + "\n").encode())
+                for _ in range(int(size * 1e9 / len(part)) + 1):
+                    file.write(part)
+            done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+            rows, kept, spent, memory = map(float, done.stdout.split())
+        yield {
+            "figure": f"{size:g} GB of CSV: MiB at most",
+            "value": memory,
+            "rows": rows,
+            "kept": kept,
+            "seconds": spent,
+        }
 
 
 def _activate(platform: Any, text: str) -> None:
@@ -290,13 +319,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--tables", nargs="*", default=list(TABLES))
-    parser.add_argument("--only", nargs="*", default=["power", "calibration", "tenants", "release"])
+    parser.add_argument("--only", nargs="*", default=["power", "calibration", "tenants", "release", "large"])
+    parser.add_argument("--gigabytes", type=float, default=5.0)
     given = parser.parse_args(words)
     for name in TABLES.keys() - set(given.tables):
         del TABLES[name]
     parts = {
         "power": lambda: powers(given.files), "calibration": lambda: calibration(given.draws),
         "tenants": lambda: tenants(given.files), "release": lambda: releases(given.minutes),
+        "large": lambda: large(given.gigabytes),
     }  # fmt: skip
     found = []
     for name in given.only:
