@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import record
-from genward.contracts import AuditSink, Finding, Principal, Progress, Silent
+from genward.contracts import AuditSink, Detection, Finding, Principal, Progress, Silent
 from genward.errors import CheckFailed, Conflict, NotFound, PluginError, Unavailable
 
 if TYPE_CHECKING:
@@ -468,6 +468,14 @@ class Platform:
         return self.registry.active_policy()[1] if digest is None else str(self.registry.policy(digest)["text"])
 
     # proof
+
+    def detect(
+        self, path: Path, model: str | None = None, renamed: Mapping[str, str] | None = None, actor: str = ""
+    ) -> list[Detection]:
+        """Whether a file carries the mark of a release, by key and tenant; see `genward.detection`."""
+        from genward.detection import detect
+
+        return detect(self, Path(path), model, renamed, actor=actor)
 
     def replay(self, path: Path) -> dict[str, Any]:
         """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""

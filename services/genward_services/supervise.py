@@ -82,6 +82,7 @@ def _start(state: State, host: str, port: int, workers: int) -> subprocess.Popen
         **os.environ,
         "GENWARD_STATE": str(state.folder),
         "GENWARD_SERVER__MAX_BODY": str(state.config.server.max_body),
+        "GENWARD_SERVER__MAX_UPLOAD": str(state.config.server.max_upload),
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(state.run_dir / "bentoml"),
         "OMP_NUM_THREADS": "1",
