@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from genward import record
-from genward.contracts import AuditSink, Finding, Principal, Progress, Silent
+from genward.contracts import AuditSink, Detection, Finding, Principal, Progress, Silent
 from genward.errors import CheckFailed, Conflict, NotFound, PluginError, Unavailable
 
 if TYPE_CHECKING:
@@ -252,7 +252,9 @@ class Platform:
         from genward.data.dataset import ingest
         from genward.data.schema import Schema
 
-        used = None if schema is None else Schema.from_yaml(_text(schema), str(schema))
+        used = (
+            None if schema is None else Schema.from_yaml(_bytes(schema).decode("utf-8", errors="replace"), str(schema))
+        )
         known = [self.registry.dataset(parent)["digest"] for parent in parents]
         found = ingest(Path(source), used, self.state.datasets_dir, name, known)
         self.registry.add_dataset(found.digest, found.name, found.rows, known)
@@ -334,8 +336,7 @@ class Platform:
         """A release's card, from its verified bundle."""
         import json
 
-        found: dict[str, Any] = json.loads(self._bundle(reference).files["card.json"])
-        return found
+        return dict(json.loads(self._bundle(reference).files["card.json"]))
 
     def card_text(self, reference: str) -> str:
         """The card as Markdown."""
@@ -469,6 +470,14 @@ class Platform:
 
     # proof
 
+    def detect(
+        self, path: Path, model: str | None = None, renamed: Mapping[str, str] | None = None, actor: str = ""
+    ) -> list[Detection]:
+        """Whether a file carries the mark of a release, by key and tenant; see `genward.detection`."""
+        from genward.detection import detect
+
+        return detect(self, Path(path), model, renamed, actor=actor)
+
     def replay(self, path: Path) -> dict[str, Any]:
         """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
         from genward.verify import replay
@@ -482,10 +491,6 @@ def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:
         if isinstance(row.get(name), (int, float)):
             row[name] = datetime.fromtimestamp(row[name], UTC).isoformat(timespec="seconds")
     return row
-
-
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8", errors="replace")
 
 
 def _bytes(path: Path) -> bytes:

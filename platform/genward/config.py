@@ -39,6 +39,7 @@ class Server(_Part):
     port: int = Field(8400, ge=0, le=65535, description="0: any free one")
     workers: int = Field(1, ge=1, le=64, description="processes")
     max_body: int = Field(1 << 20, ge=1024, description="bytes of a request's body")
+    max_upload: int = Field(64 << 20, ge=1024, description="bytes of a file that is sent for detection")
     max_rows: int = Field(10_000_000, ge=1, description="rows of one response")
     deadline_s: float = Field(60.0, gt=0, description="seconds a request may take")
     queue: int = Field(256, ge=1, description="requests under way in one worker")

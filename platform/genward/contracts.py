@@ -226,6 +226,10 @@ class AuditSink(Protocol):
     def entry(self, index: int) -> bytes:
         """The entry's bytes; raises NotFound."""
 
+    def entries(self, start: int, most: int) -> Sequence[tuple[int, bytes]]:
+        """(index, bytes) of at most `most` entries from `start` on, in order, read in bulk; none at the log's end.
+        Those that retention let go of are passed over."""
+
     def proof(self, index: int) -> bytes | None:
         """The `.tlog-proof` of an entry; None until a checkpoint covers it."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from genward import record
+from genward import record, statement
 from genward.checks import check_count, check_scope, check_start, granted
 from genward.contracts import (
     AuditSink,
@@ -115,6 +115,7 @@ class Call:
     deadline: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
+    marks: Mapping[str, str] | None = None  # what travels beside the rows
     settled: bool = False
     closed: bool = False  # its leases were handed back
     _request: Request | None = None
@@ -285,9 +286,15 @@ class Pipeline:
             return body
 
     def _encoder(self, call: Call) -> Encoder:
-        served = _served(call)
-        said = {"request": call.id, "model": f"{served.info.name}:{served.info.version}", "digest": served.info.digest}
-        return encoder(call.ask.media, served.codec, _policies(call).mark(call.request, _facts(call), said))
+        return encoder(call.ask.media, _served(call).codec, self._marks(call))
+
+    def _marks(self, call: Call) -> Mapping[str, str]:
+        """What travels beside the rows, made once."""
+        if call.marks is None:
+            info = _served(call).info
+            said = {"request": call.id, "model": f"{info.name}:{info.version}", "digest": info.digest}
+            call.marks = _policies(call).mark(call.request, _facts(call), said)
+        return call.marks
 
     async def _settle(self, call: Call, page: Page) -> int:
         """One durable entry with the plan inline, before the first byte of a body held in memory."""
@@ -309,6 +316,7 @@ class Pipeline:
         from genward.stream import Stream
 
         stream = Stream(self, call)
+        self._marks(call)  # what can fail, before a grant is open
         index = await stream.grant()
         headers = self._headers(call, index, None) | stream.headers()
         return Response(call.id, call.ask.media, headers, pieces=stream.pieces())
@@ -397,6 +405,8 @@ class Pipeline:
         }
         if call.admission.where:
             found["genward-added"] = record.added(call.admission.where).decode()
+        if (stated := statement.header(self._marks(call))) is not None:
+            found[statement.HEADER] = stated
         if page is not None:
             found |= page.headers()
         timing = ", ".join(f"{name};dur={1000 * spent:.2f}" for name, spent in call.times.items())

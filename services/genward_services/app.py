@@ -18,8 +18,8 @@ from genward.contracts import Credential, Principal, ReleaseInfo
 from genward.errors import GenwardError, NotFound, UsageError
 from genward.request import Ask
 from genward.request import Response as Found
-from genward.respond import media_type
-from genward_services import openapi, openinference
+from genward.respond import ARROW, CSV, PARQUET, media_type
+from genward_services import detection, openapi, openinference
 from genward_services.address import ADDRESS, client_address, proxies
 from genward_services.guard import PASSED, Guard, Passed, Refused, Rule, rule
 from genward_services.problem import problem_response
@@ -152,6 +152,7 @@ async def metrics(platform: Platform, request: Request) -> Response:
 
 ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/models/{name}/generate", generate, _JSON),
+    ("POST", "/v1/detect", detection.detect, f"{CSV} {PARQUET} {ARROW}"),
     ("GET", "/v1/models", models, ""),
     ("GET", "/v1/models/{name}", model, ""),
     ("GET", "/v1/receipts/{request}", receipt, ""),
@@ -169,7 +170,8 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
 
 def make_app(platform: Platform) -> ASGIApp:
     """The whole HTTP surface behind the guard, for any ASGI server."""
-    return Guard(routes_app(platform), rules(), platform.state.config.server.max_body)
+    server = platform.state.config.server
+    return Guard(routes_app(platform), rules(), server.max_body, server.max_upload)
 
 
 def routes_app(platform: Platform) -> ASGIApp:

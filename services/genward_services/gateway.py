@@ -79,7 +79,8 @@ wire.install()
 
 def _closed(app: Any) -> Guard:
     """The guard around BentoML itself: only our routes reach it."""
-    return Guard(app, rules(), max_body=int(os.environ.get("GENWARD_SERVER__MAX_BODY", 1 << 20)))
+    body, upload = (int(os.environ.get(f"GENWARD_SERVER__MAX_{name}", 1 << 20)) for name in ("BODY", "UPLOAD"))
+    return Guard(app, rules(), body, upload)
 
 
 @bentoml.asgi_app(application, path="/")

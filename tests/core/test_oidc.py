@@ -176,6 +176,7 @@ def test_a_token_goes_the_whole_way_and_its_bearer_is_named_in_the_log(make_worl
         (json.dumps({"keys": [OctKey.generate_key(256).as_dict(private=True)]}), "a secret key"),
         (json.dumps(KeySet([KEY]).as_dict(private=True)), "a secret key"),
     ],
+    ids=["missing", "no keys", "a list", "not JSON", "empty", "symmetric", "private"],
 )
 def test_a_key_file_must_hold_public_keys_only(tmp_path: Path, content: str | None, says: str) -> None:
     if content is not None:
