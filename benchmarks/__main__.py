@@ -19,6 +19,7 @@ NAMES = (
     "pruning",
     "quota",
     "extraction",
+    "watermark",
 )
 
 

@@ -1,5 +1,5 @@
-"""The policies that ship, each a key of a policy document: access, quota, quality, privacy, pruning, extraction; and
-the attacks that `extraction` runs."""
+"""The policies that ship, each a key of a policy document: access, quota, quality, privacy, pruning, extraction,
+watermark; and the attacks that `extraction` runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def genward_policies() -> Sequence[type[Policy]]:
     from genward_policies.pruning import Pruning
     from genward_policies.quality import Quality
     from genward_policies.quota import Quota
+    from genward_policies.watermark import Watermark
 
-    return [Access, Quota, Quality, Privacy, Pruning, Extraction]
+    return [Access, Quota, Quality, Privacy, Pruning, Extraction, Watermark]
 
 
 @hookimpl

@@ -20,7 +20,9 @@ from genward_services.problem import problem_response
 
 MAX_DEPTH = 16
 MAX_DIGITS = 300  # of an integer: as many as a float may stand for
-BODY_SECONDS = 20.0  # in which a body must have arrived
+JSON = "application/json"
+BODY_SECONDS = 20.0  # in which a body must have arrived,
+UPLOAD_SECONDS = 120.0  # and a file
 PASSED = "genward.passed"  # where a scope says what the guard found
 _LENGTH = 18  # digits of a content-length
 _KNOWN = 1024  # paths whose rules are remembered
@@ -35,11 +37,19 @@ _SECURITY = [
 
 @dataclass(frozen=True)
 class Rule:
-    """A method and the paths it may be used on; `content` is the one type a body must have, empty for no body."""
+    """A method and the paths it may be used on; `content` is the one type a body must have, empty for no body.
+
+    A type that is not JSON (one of several, with spaces between) is a file: it is passed on in pieces, to be read once
+    its sender is known.
+    """
 
     method: str
     path: re.Pattern[str]
     content: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        return self.content not in ("", JSON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +72,8 @@ class Refused(GenwardError):
 class Guard:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: ASGIApp, rules: Sequence[Rule], max_body: int) -> None:
-        self._app, self._rules, self._max_body = app, rules, max_body
+    def __init__(self, app: ASGIApp, rules: Sequence[Rule], max_body: int, max_upload: int = 0) -> None:
+        self._app, self._rules, self._max_body, self._max_upload = app, rules, max_body, max_upload
         self._known: dict[str, list[tuple[Rule, Mapping[str, str]]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +88,10 @@ class Guard:
         secured = _secured(send)
         try:
             rule, names = self._rule(scope["path"], scope["method"])
+            if rule.is_file:
+                scope[PASSED] = Passed(rule, names, None)
+                await self._app(scope, self._file(scope, rule, receive), secured)
+                return
             body, value = await self._body(scope, rule, receive)
         except GenwardError as error:
             await problem_response(error)(scope, receive, secured)
@@ -108,9 +122,7 @@ class Guard:
 
     async def _body(self, scope: Scope, rule: Rule, receive: Receive) -> tuple[bytes, Any]:
         headers = _headers(scope)
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > _LENGTH or int(length) > self._max_body:
-            raise Refused(413, "body too large", f"a body has at most {self._max_body} bytes")
+        _check_length(headers, self._max_body)
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await self._collect(receive)
@@ -120,10 +132,30 @@ class Guard:
             if body:
                 raise Refused(400, "bad request", "this request has no body")
             return b"", None
-        sent = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if sent != rule.content.encode() or b"content-encoding" in headers:
-            raise Refused(415, "unsupported media type", f"send {rule.content}, not compressed")
+        _check_type(headers, rule)
         return body, check_json(body)
+
+    def _file(self, scope: Scope, rule: Rule, receive: Receive) -> Receive:
+        """The pieces of a file as they come, until there are too many or they come too slowly. Refusals wait for the
+        first look, when its sender is known."""
+        headers, most = _headers(scope), self._max_upload
+        left, until = most, asyncio.get_running_loop().time() + UPLOAD_SECONDS
+
+        async def pieces() -> Message:
+            nonlocal left
+            _check_length(headers, most)
+            _check_type(headers, rule)
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(408, "request timeout", "the file did not arrive in time") from None
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise Refused(413, "body too large", f"a file has at most {most} bytes")
+            return message
+
+        return pieces
 
     async def _collect(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -138,6 +170,18 @@ class Guard:
                 raise Refused(413, "body too large", f"a body has at most {self._max_body} bytes")
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _check_length(headers: Mapping[bytes, bytes], most: int) -> None:
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > _LENGTH or int(length) > most:
+        raise Refused(413, "body too large", f"a body has at most {most} bytes")
+
+
+def _check_type(headers: Mapping[bytes, bytes], rule: Rule) -> None:
+    sent = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if sent.decode("latin-1") not in rule.content.split() or b"content-encoding" in headers:
+        raise Refused(415, "unsupported media type", f"send {' or '.join(rule.content.split())}, not compressed")
 
 
 def check_json(body: bytes) -> Any:

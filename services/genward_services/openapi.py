@@ -14,6 +14,7 @@ from genward.request import Limits
 
 JSON, TEXT, PROBLEM = "application/json", "text/plain", "application/problem+json"
 ROWS = (JSON, "text/csv", "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet")
+FILES = ("text/csv", "application/vnd.apache.parquet", "application/vnd.apache.arrow.stream")
 _Json = dict[str, Any]
 _REASONS = {
     400: "The request cannot be read, or has no meaning.",
@@ -21,7 +22,7 @@ _REASONS = {
     403: "A policy denied it.",
     404: "No such thing, or none that this tenant may know of.",
     413: "The body is too large.",
-    415: "The body is of another type than application/json.",
+    415: "The body is of a type that is not taken here.",
     429: "A limit is reached or the server is busy; `Retry-After` says when to come back.",
     503: "The log, the registry or a store cannot answer: nothing left.",
     504: "The deadline stopped the computation.",
@@ -55,6 +56,7 @@ def document(max_rows: int = Limits.max_rows) -> Mapping[str, Any]:
 def _paths() -> _Json:
     return {
         "/v1/models/{name}/generate": {"post": _generate()},
+        "/v1/detect": {"post": _detect()},
         "/v1/models": {"get": _read("models", "Releases granted to the key's tenant.", _ref("Models"))},
         "/v1/models/{name}": {
             "get": _read("model", "The card of a release.", {"type": "object"}, _path("name", _NAME))
@@ -82,6 +84,15 @@ def _generate() -> _Json:
     }
     found = _operation("generate", "Rows of a release.", served, _path("name", _NAME), more=(413, 415, 504))
     return found | {"requestBody": _body("Ask")}
+
+
+def _detect() -> _Json:
+    what = "Whether a file carries a release's mark, and whose."
+    served = {"description": what, "content": {JSON: {"schema": _ref("Detections")}}}
+    model = _query("model", _NAME)
+    renamed = _query("map", {"type": "array", "items": {"type": "string", "pattern": "^[^=]+=.+$"}})
+    found = _operation("detect", what, served, model, renamed, more=(413, 415))
+    return found | {"requestBody": {"required": True, "content": {media: {} for media in FILES}}}
 
 
 def _infer() -> _Json:
@@ -135,6 +146,10 @@ def _path(name: str, schema: _Json) -> _Json:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
+def _query(name: str, schema: _Json) -> _Json:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
 def _text() -> _Json:
     return {"description": "Prometheus text.", "content": {TEXT: {}}}
 
@@ -182,6 +197,7 @@ def _schemas(max_rows: int) -> _Json:
             ("request", "model", "digest", "columns", "rows"),
         ),
         "Models": _object({"models": {"type": "array", "items": _object(model, tuple(model))}}, ("models",)),
+        "Detections": _object({"detections": {"type": "array", "items": _detection()}}, ("detections",)),
         "Metadata": _object({"name": {"type": "string"}, "inputs": {}, "outputs": {}}, ("name", "inputs", "outputs")),
         "InferenceAsk": _object({"inputs": {"type": "array", "items": _input(max_rows), "maxItems": 3}}, ("inputs",)),
         "Inference": _object(
@@ -193,6 +209,12 @@ def _schemas(max_rows: int) -> _Json:
             ("type", "title", "status", "detail"),
         ),
     }
+
+
+def _detection() -> _Json:
+    text, number = {"type": "string"}, {"type": "number"}
+    told = {"release": text, "tenant": text, "verdict": text, "p": number, "z": number, "rows": {"type": "integer"}}
+    return _object(told, tuple(told))
 
 
 def _count(most: int) -> _Json:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from genward.cli import common, daily, dataset, demo, evaluate, model, plugin, policy, tenant
+from genward.cli import common, daily, dataset, demo, detect, evaluate, model, plugin, policy, tenant
 from genward.errors import GenwardError, Interrupted, Unavailable, UsageError
 
 _MISUSE: type[Exception] = typer.BadParameter.__mro__[1]  # what every mistake on the command line is
@@ -50,6 +50,7 @@ def _global(
 daily.add_to(root)
 root.command("demo")(demo.demo)
 root.command("evaluate")(evaluate.evaluate)
+root.command("detect")(detect.detect)
 root.add_typer(dataset.app, name="dataset")
 root.add_typer(model.app, name="model")
 root.add_typer(policy.app, name="policy")

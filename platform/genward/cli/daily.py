@@ -108,6 +108,7 @@ def generate(
     url: Annotated[str | None, typer.Option(envvar="GENWARD_URL", help="A server; else this state folder.")] = None,
 ) -> None:
     """Generate rows, on this machine or from a server, and say how many were found and why not more."""
+    from genward import statement
     from genward.client import HttpClient
 
     if key is None:
@@ -116,6 +117,8 @@ def generate(
     with _opened(output) as file:
         answer = client.generate(model, n=n, where=where or [], start=start, format=format, into=file)
     print(answer.summary, file=sys.stderr)
+    if output is not None and format == "csv" and (line := answer.headers.get(statement.HEADER)):
+        statement.write_sidecar(output, line)
     if receipt is not None:
         receipt.write_bytes(answer.receipt())
 
