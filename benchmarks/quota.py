@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def _recount(entries: int) -> dict[str, float]:
     """A log of settles, counted by a store that knows nothing of it."""
     from genward_audit.client import connect
     from genward_audit.keyfile import create_key
+    from genward_audit.reader import LogFolder
     from genward_services.compose import Log
 
     fields = {"tenant": "acme", "actor": "k1", "model": "alloys:1@sha256:0", "status": "served", "out": {"rows": 10}}
@@ -149,9 +151,9 @@ def _recount(entries: int) -> dict[str, float]:
         folder = Path(name)
         create_key(folder / "log.pem")
         client = connect(folder / "log", folder / "run", folder / "log.pem", "bench.local/log", linger=1.0)
-        log = Log(client, folder / "vkey")
-        for number in range(entries):
-            log.append(record.entry("settle", request=str(number), **fields))
+        log = Log(client, folder / "vkey", LogFolder(folder / "log"), "bench.local/log")
+        with ThreadPoolExecutor(64) as pool:
+            list(pool.map(lambda n: log.append(record.entry("settle", request=str(n), **fields)), range(entries)))
         counters = Counters(f"sqlite:///{folder / 'counters.db'}")
         begun = time.perf_counter()
         read = counters.catch_up(log)

@@ -4,8 +4,9 @@
      plan: {start, n, cells, segments, k, reach}, status: served|denied|error|lost|aborted, out: {rows, digest},
      grant: index, cost: {cpu_us, computed, bytes, price_pico}}
 
-An `act` carries `act` (its verb, for example policy.activate or log.start) and `detail`; refusals carry `reasons`;
-`commit` names salted commitments. The writer owns index and time: producers leave `t` out and `stamp` puts it in.
+An `act` carries `act` (its verb, for example policy.activate or log.start) and `detail`; `reasons` say why a request
+was refused, or what allowed it; `commit` names salted commitments. The writer owns index and time: producers leave `t`
+out and `stamp` puts it in.
 The log itself takes any bytes; this is the one module that knows the schema.
 """
 

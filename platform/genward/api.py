@@ -14,25 +14,26 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import entry_points, version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genward import receipt as receipts
 from genward import record
-from genward.contracts import AuditSink, Detection, Finding, Progress, ReleaseInfo, Silent
-from genward.errors import CheckFailed, NotFound, PluginError, UsageError
+from genward.contracts import AuditSink, Detection, Finding, Principal, Progress, Silent
+from genward.errors import CheckFailed, Conflict, NotFound, PluginError, Unavailable
 
 if TYPE_CHECKING:
+    from genward.auth import Authenticator
     from genward.candidate import Candidate
     from genward.client import Client
     from genward.counters import Counters
     from genward.data.dataset import Dataset
     from genward.keys import LocalKeys
+    from genward.lastuse import LastUse
     from genward.plugins import Plugins
     from genward.policy import PolicyContext, PolicyDocument
     from genward.policyset import PolicySet
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("genward")
 _T = TypeVar("_T")
-_LONGEST_KEY = 36_500  # days
 _OPERATOR = "operator"  # the actor of acts on local state, where no key was named
 
 
@@ -70,6 +70,7 @@ class Platform:
 
         Keys, registry, log, one tenant, the shipped policy active. Conflict when the folder is not empty.
         """
+        from genward import activation
         from genward.keys import LocalKeys
         from genward.state import State
 
@@ -80,7 +81,7 @@ class Platform:
         platform.record("state.init", version=version("genward"))
         platform.add_tenant(tenant)
         key = platform.create_key(tenant, ["administrator", "publisher", "auditor"], label="first administrator")
-        platform._ship_policy()
+        activation.ship(platform, _OPERATOR)
         return platform, key
 
     @classmethod
@@ -128,7 +129,28 @@ class Platform:
         limits = Limits(max_rows=server.max_rows, queue=server.queue, deadline=server.deadline_s)
         shelf = Shelf(self.state.bundles_dir, self.keys, self.keys.trusted(), self.state.config.providers)
         self.counters.catch_up(self.audit)  # here, and not when the first request waits
-        return Pipeline(self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
+        parts = (self.registry, shelf, self.audit, self.keys, self.counters, self._policy_set, limits)
+        return Pipeline(*parts, authenticate=self.authenticator)
+
+    @cached_property
+    def authenticator(self) -> Authenticator:
+        """Who keys and tokens speak for; NotFound or UsageError when the issuer's key file cannot be used."""
+        from genward.auth import Authenticator
+        from genward.oidc import Tokens
+
+        auth = self.state.config.auth
+        return Authenticator(self.registry, self.uses, Tokens(auth, self.state.folder) if auth else None)
+
+    def authenticate(self, credential: str) -> Principal:
+        """Who an API key or a token speaks for; Unauthenticated."""
+        return self.authenticator(credential, time.time())
+
+    @cached_property
+    def uses(self) -> LastUse:
+        """When each key was last used; `write` puts down what this process saw."""
+        from genward.lastuse import LastUse
+
+        return LastUse(self.counters.store)
 
     @cached_property
     def counters(self) -> Counters:
@@ -147,7 +169,7 @@ class Platform:
         return self._policy_set(str(row["digest"]), str(row["text"]))
 
     def _policy_set(self, digest: str, text: str) -> PolicySet:
-        return self.plugins.policy_set(self._document(text, digest), self._context)
+        return self.plugins.policy_set(self._document(text, digest), self._context, digest)
 
     def _document(self, text: str, where: str) -> PolicyDocument:
         from genward.policy import PolicyDocument
@@ -183,8 +205,11 @@ class Platform:
         if "_runner" in self.__dict__:
             self._runner.run(self.audit.detach())
             self.__dict__.pop("_runner").close()
-        self.__dict__.pop("pipeline", None)
-        self.__dict__.pop("_context", None)
+        for name in ("pipeline", "_context", "authenticator"):
+            self.__dict__.pop(name, None)
+        if "uses" in self.__dict__:
+            with suppress(Conflict, Unavailable):
+                self.__dict__.pop("uses").write()
         for name in ("counters", "registry", "audit"):
             part = self.__dict__.pop(name, None)
             if part is not None:
@@ -201,18 +226,17 @@ class Platform:
         self.registry.add_tenant(name)
         self.record("tenant.add", tenant=name)
 
-    def create_key(self, tenant: str, roles: Sequence[str], *, days: float | None = None, label: str = "") -> str:
-        """Make an API key and return it, this once."""
-        if days is not None and not 0 < days <= _LONGEST_KEY:
-            raise UsageError(f"days is {days}", remedy=f"give a number above 0, to {_LONGEST_KEY}, or leave it out")
-        expires = None if days is None else time.time() + 86_400 * days
-        prefix, key = self.registry.create_key(tenant, roles, expires=expires, label=label)
-        self.record("key.create", tenant=tenant, key=prefix, roles=sorted(roles))
-        return key
+    def create_key(self, tenant: str, roles: Sequence[str], **given: Any) -> str:
+        """Make an API key and return it, this once; see `genward.issuing.create_key` for what may be given."""
+        from genward.issuing import create_key
+
+        return create_key(self, tenant, roles, **given)
 
     def keys_of(self, tenant: str | None = None) -> list[dict[str, Any]]:
-        """Keys without their secrets; times in UTC."""
-        return [_dated(row, "created", "expires", "revoked") for row in self.registry.keys(tenant)]
+        """Keys without their secrets; times in UTC, the last use to the minute."""
+        used = self.uses.all()
+        rows = [{**row, "used": used.get(row["prefix"])} for row in self.registry.keys(tenant)]
+        return [_dated(row, "created", "expires", "revoked", "used") for row in rows]
 
     def revoke_key(self, prefix: str) -> None:
         """Revoke a key; servers refuse it from their next request on."""
@@ -228,7 +252,9 @@ class Platform:
         from genward.data.dataset import ingest
         from genward.data.schema import Schema
 
-        used = None if schema is None else Schema.from_yaml(_text(schema), str(schema))
+        used = (
+            None if schema is None else Schema.from_yaml(_bytes(schema).decode("utf-8", errors="replace"), str(schema))
+        )
         known = [self.registry.dataset(parent)["digest"] for parent in parents]
         found = ingest(Path(source), used, self.state.datasets_dir, name, known)
         self.registry.add_dataset(found.digest, found.name, found.rows, known)
@@ -310,8 +336,7 @@ class Platform:
         """A release's card, from its verified bundle."""
         import json
 
-        found: dict[str, Any] = json.loads(self._bundle(reference).files["card.json"])
-        return found
+        return dict(json.loads(self._bundle(reference).files["card.json"]))
 
     def card_text(self, reference: str) -> str:
         """The card as Markdown."""
@@ -340,11 +365,12 @@ class Platform:
 
     def set_alias(self, reference: str, alias: str, actor: str = "") -> str:
         """Point an alias at a release; to production only what somebody else approved."""
+        from genward import releasing
         from genward.registry import check_name
 
         info = self.registry.resolve(reference)
         check_name(alias, "alias")
-        self._require_approval(info, alias, actor)
+        releasing.require_approval(self, info, alias, actor or _OPERATOR)
         self.record("release.alias", actor, model=f"{info.name}:{info.version}", alias=alias)
         self.registry.set_alias(info.name, alias, info.version)
         return f"{info.name}@{alias}"
@@ -355,16 +381,6 @@ class Platform:
         self.record("release.approve", actor, model=f"{info.name}:{info.version}@{info.digest}")
         self.registry.approve(info.digest, actor or _OPERATOR)
         return f"{info.name}:{info.version}"
-
-    def _require_approval(self, info: ReleaseInfo, alias: str, actor: str) -> None:
-        """Four eyes: production needs an approval of somebody other than who moves the alias."""
-        if alias != "production" or self.state.config.unsafe_single_operator:
-            return
-        if not set(self.registry.approvals(info.digest)) - {actor or _OPERATOR}:
-            raise CheckFailed(
-                f"{info.name}:{info.version} was approved by nobody else",
-                remedy=f"another administrator runs `genward model approve {info.name}:{info.version} --as KEY`",
-            )
 
     def grant(self, reference: str, tenant: str) -> list[str]:
         """Let a tenant generate from a release; in the log before it holds."""
@@ -426,14 +442,21 @@ class Platform:
         return self._activate(digest, actor, "policy.rollback", rollback=True)
 
     def _activate(self, digest: str, actor: str, verb: str, rollback: bool) -> str:
-        """The log says so before the registry does: an activation that nobody can see did not happen."""
-        row = self.registry.policy(digest)
-        full = str(row["digest"])
-        self._policy_set(full, str(row["text"]))  # a document that cannot be instantiated is not activated
-        self.registry.check_activation(full, rollback=rollback)  # nor does the log speak of one that is refused
-        self.record(verb, actor, policy=full)
-        self.registry.activate_policy(full, actor or _OPERATOR, rollback=rollback)
-        return full
+        from genward.activation import activate
+
+        return activate(self, digest, actor or _OPERATOR, verb, rollback)
+
+    def dry_run_policy(self, text: str, contexts: Sequence[Path] = ()) -> dict[str, Any]:
+        """Recorded decisions, of files or of this state, made again by a document: what would flip, by policy."""
+        from genward.activation import dry_run
+
+        return dry_run(self, self._document(text, "policy"), contexts)
+
+    def policy_rules(self, digest: str | None = None) -> str:
+        """What a version, or the active one, comes to in its policies' own languages of rules (Cedar)."""
+        document = self._document(self.policy_text(digest), digest or "active")
+        found = [self.plugins.policies[key].rules(part) for key, part in document.parts.items()]
+        return "\n".join(text for text in found if text)
 
     def policy_versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first."""
@@ -444,15 +467,6 @@ class Platform:
     def policy_text(self, digest: str | None = None) -> str:
         """A version's document, or the active one's."""
         return self.registry.active_policy()[1] if digest is None else str(self.registry.policy(digest)["text"])
-
-    def _ship_policy(self) -> None:
-        """Activate the shipped policy; the installation vouches for it."""
-        text = files("genward_policies").joinpath("default.yaml").read_text(encoding="utf-8")
-        document = self._document(text, "default.yaml")
-        self.registry.propose_policy(document.digest, document.name, text, "shipped")
-        self.registry.approve_policy(document.digest, _OPERATOR)
-        self.record("policy.activate", policy=document.digest)
-        self.registry.activate_policy(document.digest, _OPERATOR)
 
     # proof
 
@@ -466,19 +480,9 @@ class Platform:
 
     def replay(self, path: Path) -> dict[str, Any]:
         """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
-        receipt = receipts.read(_bytes(path), str(path))
-        where, added = receipts.asked_where(receipt), receipts.added_where(receipt)
-        entries = [entry for entry in receipts.settled(receipt) if "digest" in entry["out"]]
-        if not entries:
-            raise CheckFailed("no row was served", where=str(path), remedy="the request was broken off or refused")
-        for entry in entries:
-            found = self.pipeline.replay(entry, where, added)
-            if found != entry["out"]["digest"]:
-                raise CheckFailed(
-                    f"the rows are not the same: {found}", where=str(path), remedy="is this the same runtime?"
-                )
-        rows = sum(entry["out"]["rows"] for entry in entries)
-        return {"replayed": rows, "rows": "the same bit for bit", "digest": entries[-1]["out"]["digest"]}
+        from genward.verify import replay
+
+        return replay(self.pipeline, _bytes(path), str(path))
 
 
 def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -487,10 +491,6 @@ def _dated(row: dict[str, Any], *names: str) -> dict[str, Any]:
         if isinstance(row.get(name), (int, float)):
             row[name] = datetime.fromtimestamp(row[name], UTC).isoformat(timespec="seconds")
     return row
-
-
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8", errors="replace")
 
 
 def _bytes(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from genward import errors
+from genward.contracts import LOCAL, Credential
 
 if TYPE_CHECKING:
     from genward.api import Platform
@@ -150,7 +151,7 @@ class LocalClient:
     """A client in this process: the same pipeline and the same log as a server on this state folder."""
 
     def __init__(self, platform: Platform, key: str) -> None:
-        self._platform, self._key = platform, key
+        self._platform, self._key = platform, Credential(key, LOCAL)
 
     def generate(
         self,
@@ -172,7 +173,7 @@ class LocalClient:
         """The receipt of a request; waits until a checkpoint covers it."""
         from genward import receipt
 
-        principal = self._platform.registry.authenticate(self._key)
+        principal = self._platform.authenticate(self._key)
         until = time.monotonic() + wait
         while True:
             platform = self._platform

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,17 @@ from genward.errors import UsageError
 
 PREFIX = "GENWARD_"
 FILE = "genward.yaml"
+
+
+def networks(given: Iterable[str], where: str) -> tuple[str, ...]:
+    """Networks in one form (CIDR, RFC 4632 and 4291); UsageError names what is none."""
+    found = []
+    for text in given:
+        try:
+            found.append(str(ip_network(text)))
+        except ValueError as error:
+            raise UsageError(f"no network: {error}", where=where, remedy="for example 10.0.0.0/8") from None
+    return tuple(found)
 
 
 class _Part(BaseModel):
@@ -31,6 +43,7 @@ class Server(_Part):
     max_rows: int = Field(10_000_000, ge=1, description="rows of one response")
     deadline_s: float = Field(60.0, gt=0, description="seconds a request may take")
     queue: int = Field(256, ge=1, description="requests under way in one worker")
+    proxies: tuple[str, ...] = Field((), description="networks (CIDR) of proxies whose X-Forwarded-For is believed")
 
 
 class Audit(_Part):
@@ -40,6 +53,21 @@ class Audit(_Part):
     head: str | None = Field(None, description="file of the last checkpoint, best on another disk")
     second_folder: str | None = Field(None, description="where each checkpoint is copied")
     witnesses: tuple[str, ...] = Field((), description="addresses of witnesses")
+
+
+Signature = Literal["ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512"]
+
+
+class Auth(_Part):
+    """Bearer tokens of an OpenID Connect issuer (JWT, RFC 7519) beside API keys. Its keys lie in a file: nothing is
+    fetched."""
+
+    issuer: str = Field(min_length=1, description="the `iss` that a token must have")
+    audience: str = Field(min_length=1, description="the `aud` that a token must have, or have among others")
+    jwks: str = Field(min_length=1, description="file of the issuer's public keys (RFC 7517), from the state folder")
+    algorithms: tuple[Signature, ...] = Field(min_length=1, description="signatures that are accepted, and no other")
+    tenant_claim: str = Field("tenant", min_length=1, description="claim that names the tenant")
+    roles_claim: str = Field("roles", min_length=1, description="claim that lists roles")
 
 
 class Config(_Part):
@@ -55,6 +83,7 @@ class Config(_Part):
     )
     server: Server = Server()
     audit: Audit = Audit()
+    auth: Auth | None = Field(None, description="tokens of an issuer; without it only API keys are known")
     unsafe_single_operator: bool = Field(False, description="one person may both propose and approve")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
@@ -70,9 +99,11 @@ def load(text: str, environment: Mapping[str, str] | None = None, where: str = F
         if name.startswith(PREFIX) and path[0] in Config.model_fields:
             _put(data, path, yaml.safe_load(value))
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         raise _explain(error, where) from None
+    networks(config.server.proxies, f"{where}: server.proxies")
+    return config
 
 
 def unsafe(config: Config) -> list[str]:
@@ -116,5 +147,6 @@ def _explain(error: ValidationError, where: str) -> UsageError:
 def _known(path: tuple[Any, ...]) -> list[str]:
     model: Any = Config
     for part in path:
-        model = model.model_fields[part].annotation
+        kind = model.model_fields[part].annotation
+        model = next((inner for inner in get_args(kind) if inner is not type(None)), kind)
     return list(model.model_fields)

@@ -25,13 +25,35 @@ class Condition:
     value: Value
 
 
+LOCAL = "local"  # the address of a call in this process
+
+
+class Credential(str):
+    """What a caller showed (an API key or a token), and where from: an IP address, LOCAL, or empty when nobody knows.
+    A plain string came from nowhere."""
+
+    address: str
+
+    def __new__(cls, secret: str, address: str = "") -> Credential:
+        found = super().__new__(cls, secret)
+        found.address = address
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a key of a tenant, with the roles the key carries."""
+    """Who asks: a key of a tenant, with the roles the key carries and the actions and models it is narrowed to (empty:
+    not narrowed)."""
 
     tenant: str
     key: str
     roles: frozenset[str] = frozenset()
+    actions: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+
+    def may_see(self, model: str) -> bool:
+        """Whether a model, named alone or with a version or an alias, is in the key's scope."""
+        return not self.models or model.partition(":")[0].partition("@")[0] in self.models
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +87,7 @@ class Facts:
     now: float  # seconds since the epoch, UTC
     policy: str  # digest of the active policy document
     release: ReleaseInfo | None = None
+    address: str = ""  # the caller's IP address, LOCAL for a call in this process, empty when nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +225,10 @@ class AuditSink(Protocol):
 
     def entry(self, index: int) -> bytes:
         """The entry's bytes; raises NotFound."""
+
+    def entries(self, start: int, most: int) -> Sequence[tuple[int, bytes]]:
+        """(index, bytes) of at most `most` entries from `start` on, in order, read in bulk; none at the log's end.
+        Those that retention let go of are passed over."""
 
     def proof(self, index: int) -> bytes | None:
         """The `.tlog-proof` of an entry; None until a checkpoint covers it."""

@@ -14,6 +14,8 @@ from genward.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from genward.api import Platform
 
+_IN_AN_ENTRY = 10  # of at most 4 kB
+
 
 def detect(
     platform: Platform,
@@ -37,12 +39,19 @@ def detect(
     releases = _releases(platform, model)
     reading = _Counted(foreign_table(path, renamed, most))
     found = policies.detect(reading, releases, platform.registry.tenants())
-    told = [
-        {"release": d.release, "tenant": d.tenant, "p": f"{d.p:.3g}", "verdict": d.extra.get("verdict")} for d in found
-    ]
     named = model or f"{len(releases)} releases"
-    platform.record("watermark.detect", actor, file=digest_of_file(path), against=named, rows=reading.rows, found=told)
+    told: dict[str, Any] = {"against": named, "rows": reading.rows, "answers": len(found), "found": _told(found)}
+    platform.record("watermark.detect", actor, file=digest_of_file(path), **told)
     return found
+
+
+def _told(found: Sequence[Detection]) -> list[dict[str, Any]]:
+    """Answers as the log keeps them, what was found first; an entry has room for some."""
+    nearest = sorted(found, key=lambda one: one.p)[:_IN_AN_ENTRY]
+    return [
+        {"release": d.release, "tenant": d.tenant, "p": f"{d.p:.3g}", "verdict": d.extra.get("verdict")}
+        for d in nearest
+    ]
 
 
 class _Counted:

@@ -27,7 +27,6 @@ from genward.store import Store
 EVER, MINUTE, DAY = 0, 60, 86_400  # seconds of a window
 KEPT = {MINUTE: 3600, DAY: 8 * DAY}  # seconds after its end for which a window is remembered
 _SETTLED = "settled"  # the mark: how many entries of the log are counted
-_FAR = 1 << 40  # more entries than any log has
 _metadata = MetaData()
 _limits = Table(
     "limits",
@@ -238,49 +237,42 @@ def _pruned(c: Connection, seconds: int, before: int) -> int:
 
 
 def _read(audit: AuditSink, begin: int, most: int) -> tuple[int, Counter[tuple[str, Window]]]:
-    """(end, given): what the entries from `begin` to before `end` settled; `end` is `begin` at the log's end."""
+    """(end, given): what the entries from `begin` to before `end` gave; `end` is `begin` at the log's end.
+
+    A stream's grant is charged whole; its settle gives back what was not delivered. One without a settle stays charged.
+    """
     given: Counter[tuple[str, Window]] = Counter()
-    for index in range(begin, begin + most):
-        try:
-            entry = json.loads(audit.entry(index))
-        except NotFound:
-            return (_kept(audit, index) if index == begin else index), given
-        if isinstance(entry, dict) and entry.get("event") == "settle" and "tenant" in entry:
-            given.update(_given(entry))
-    return begin + most, given
+    found = audit.entries(begin, most)
+    for _, data in found:
+        entry = json.loads(data)
+        if not isinstance(entry, dict) or "tenant" not in entry:
+            continue
+        if entry.get("event") == "grant":
+            given.update(_given(entry, entry["plan"]["n"], int("/" not in str(entry["request"]))))
+        elif entry.get("event") == "settle":
+            given.update(_settled(audit, entry))
+    return (found[-1][0] + 1 if found else begin), given
 
 
-def _kept(audit: AuditSink, index: int) -> int:
-    """The first entry that is there from `index` on, where older ones were let go of; `index` when there is none."""
-    step = 1
-    while step < _FAR and not _is_there(audit, index + step):
-        step *= 2
-    if step >= _FAR:
-        return index
-    low, high = index + step // 2, index + step  # not there; there
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _is_there(audit, middle) else (middle, high)
-    return high
-
-
-def _is_there(audit: AuditSink, index: int) -> bool:
+def _settled(audit: AuditSink, entry: Mapping[str, Any]) -> dict[tuple[str, Window], int]:
+    """What a settle adds: all of a page; of a stream's, which was charged when it was granted, what was too much."""
+    rows = int(entry.get("out", {}).get("rows", 0))
+    if "grant" not in entry:
+        return _given(entry, rows, 1)
     try:
-        audit.entry(index)
-    except NotFound:
-        return False
-    return True
+        grant = json.loads(audit.entry(entry["grant"]))
+    except NotFound:  # retention took it, maybe before it was counted
+        return _given(entry, rows, 0)
+    return _given(grant, rows - grant["plan"]["n"], 0)
 
 
-def _given(entry: Mapping[str, Any]) -> dict[tuple[str, Window], int]:
-    """What a settle entry adds to each limit that may stand on its key, tenant or model. A further grant of a long
-    stream (its request ends in /1, /2, ...) is no request of its own."""
+def _given(entry: Mapping[str, Any], rows: int, requests: int) -> dict[tuple[str, Window], int]:
+    """What rows and requests of an entry add to each limit that may stand on its key, tenant or model."""
     day = Window.at(DAY, datetime.fromisoformat(str(entry["t"])).timestamp())
-    amounts = {"rows": int(entry.get("out", {}).get("rows", 0)), "requests": int("/" not in str(entry["request"]))}
     whose = {"key": entry.get("actor"), "tenant": entry.get("tenant"), "model": model_name(entry.get("model"))}
     return {
         (limit_name(what, kind, str(who)), window): amount
-        for what, amount in amounts.items()
+        for what, amount in (("rows", rows), ("requests", requests))
         for kind, who in whose.items()
         for window in (day, _ALWAYS)
         if amount and who

@@ -42,6 +42,11 @@ api_keys = Table(
     Column("created", Float, nullable=False),
     Column("expires", Float),
     Column("revoked", Float),
+    Column("actions", Text, nullable=False, default="[]"),  # scopes: empty is not narrowed
+    Column("models", Text, nullable=False, default="[]"),
+    Column("networks", Text, nullable=False, default="[]"),  # CIDR; empty is anywhere
+    Column("parent", Text),  # prefix of the key it was made from: it is worth no more, and falls with it
+    Column("created_by", Text, nullable=False, default=""),
 )
 
 datasets = Table(

@@ -87,12 +87,14 @@ class Plugins:
         """The family class of that name; NotFound says what there is and what failed to load."""
         return _lookup(self.families, name, "family", self.broken)
 
-    def policy_set(self, document: PolicyDocument, context: PolicyContext) -> PolicySet:
-        """Instantiate the policies of a document."""
+    def policy_set(self, document: PolicyDocument, context: PolicyContext, digest: str | None = None) -> PolicySet:
+        """Instantiate the policies of a document, under the digest by which it is known (a plugin that has got a new
+        setting since would give it another), else under its own."""
         from genward.policyset import PolicySet
 
         parts = document.parts
-        return PolicySet([self.policies[key](part, context) for key, part in parts.items()], document.digest)
+        made = [self.policies[key](part, context) for key, part in parts.items()]
+        return PolicySet(made, digest or document.digest)
 
     def _require_installed(self, allowed: set[str], found: Sequence[EntryPoint]) -> None:
         every = [*found, *entry_points(group=COMMANDS)]  # who brings commands alone is installed too

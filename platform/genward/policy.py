@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from genward.contracts import AuditSink, Finding, KeyProvider
+from genward.contracts import AuditSink, Finding, KeyProvider, ReleaseInfo
 from genward.errors import PolicyError
 from genward.strictjson import canonical
 
@@ -67,6 +67,21 @@ class Policy(ABC):
     @property
     def tariff(self) -> float | None:
         """The price of a CPU hour by which requests are metered, of the one policy that names one."""
+        return None
+
+    def contradicts(self, releases: Sequence[ReleaseInfo]) -> Sequence[Finding]:
+        """What cannot hold for releases that are served; an error keeps the document from being activated."""
+        return ()
+
+    @classmethod
+    def rules(cls, config: Any) -> str:
+        """What a part of a document comes to in the policy's own language of rules; empty where there is none."""
+        return ""
+
+    @classmethod
+    def dry_run(cls, config: Any, state: Path, files: Sequence[Path]) -> Mapping[str, Any] | None:
+        """Recorded decisions (of `files`, else those in the state folder) made again by another document, and which of
+        them flip; None for a policy that records none."""
         return None
 
 
@@ -163,7 +178,7 @@ def _explain(error: ValidationError, key: str, model: type[BaseModel], where: st
     first = error.errors()[0]
     path = ".".join((key, *map(str, first["loc"])))
     if first["type"] != "extra_forbidden":
-        return PolicyError(f"{path}: {first['msg']}", where=where)
+        return PolicyError(f"{path}: {first['msg'].removeprefix('Value error, ')}", where=where)
     near = difflib.get_close_matches(str(first["loc"][-1]), _names(model), 1)
     return PolicyError(
         f"unknown key {path!r}", where=where, remedy=f"did you mean {near[0]!r}?" if near else "remove it"

@@ -76,6 +76,10 @@ class PolicySet:
             raise PolicyError("only one policy may name a tariff")
         self.tariff = tariffs[0] if tariffs else None  # the price of a CPU hour
 
+    def contradicts(self, releases: Sequence[ReleaseInfo]) -> list[Finding]:
+        """What of these policies cannot hold for releases that are served."""
+        return [found for policy in self._policies.values() for found in policy.contradicts(releases)]
+
     # request side
 
     def admit(self, request: Request, facts: Facts) -> Admission:
@@ -259,8 +263,9 @@ def _joined(name: str, one: Shape, two: Shape) -> Shape:
 
 def _combine(verdicts: Sequence[Verdict]) -> Admission:
     cells = [v.cells for v in verdicts if v.cells is not None]
-    waits = [v.retry_after for v in verdicts if v.retry_after is not None]
     denied = [v for v in verdicts if not v.allow]
+    waits = [v.retry_after for v in denied if v.retry_after is not None]
+    firm = any(v.retry_after is None and not isinstance(v, _Failed) for v in denied)  # waiting helps against the others
     return Admission(
         allow=not denied,
         reasons=tuple(reason for v in (denied or verdicts) for reason in v.reasons),
@@ -270,6 +275,6 @@ def _combine(verdicts: Sequence[Verdict]) -> Admission:
         reach=min((v.reach for v in verdicts if v.reach is not None), default=None),
         leases=tuple(v.lease for v in verdicts if v.lease is not None),
         headers={key: value for v in verdicts for key, value in v.headers.items()},
-        retry_after=max(waits) if waits else None,
+        retry_after=max(waits) if waits and not firm else None,
         failed=bool(denied) and all(isinstance(v, _Failed) for v in denied),
     )

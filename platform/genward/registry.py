@@ -19,13 +19,14 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from genward import models as m
-from genward.apikey import ApiKeys
+from genward.apikey import ApiKeys, Key, Scope, key_of
 from genward.contracts import Principal, ReleaseInfo
 from genward.errors import Conflict, Denied, NotFound, Unauthenticated, UsageError
 from genward.store import Store, Watch, migrate
 
 ROLES = ("administrator", "publisher", "auditor", "consumer")
-_KEPT = 4096  # cached look-ups; all are dropped when it is full
+_KEPT = 65_536  # cached look-ups; all are dropped when it is full
+_LINE = 5  # keys from a key to the first of its parents
 
 
 class Registry:
@@ -66,10 +67,26 @@ class Registry:
         with self.store.begin() as c:
             return list(c.execute(select(m.tenants.c.name).order_by(m.tenants.c.name)).scalars())
 
+    def has_tenant(self, name: str, at: int | None = None) -> bool:
+        """Whether there is a tenant of that name."""
+        query = select(m.tenants.c.name).where(m.tenants.c.name == name)
+        return bool(self._cached(("tenant", name), lambda c: c.execute(query).first() is not None, at))
+
     def create_key(
-        self, tenant: str, roles: Sequence[str], *, expires: float | None = None, label: str = ""
+        self,
+        tenant: str,
+        roles: Sequence[str],
+        *,
+        expires: float | None = None,
+        label: str = "",
+        scope: Scope | None = None,
+        parent: str | None = None,
+        actor: str = "",
     ) -> tuple[str, str]:
-        """Make an API key; returns (prefix, key). The key is not stored and cannot be shown again."""
+        """Make an API key; returns (prefix, key). The key is not stored and cannot be shown again.
+
+        A key with a parent is its tenant's, has no role that the parent lacks, and is valid only while the parent is.
+        """
         unknown = set(roles) - set(ROLES)
         if unknown or not roles:
             raise UsageError(f"no role {', '.join(sorted(unknown)) or 'given'}", remedy=f"roles: {', '.join(ROLES)}")
@@ -81,18 +98,27 @@ class Registry:
             "hash": digest,
             "tenant": tenant,
             "roles": json.dumps(sorted(set(roles))),
+            **(scope or Scope()).columns(),
         }
-        row |= {"label": label, "created": time.time(), "expires": expires}
-        self._write(lambda c: c.execute(insert(m.api_keys).values(**row)))
+        row |= {"label": label, "created": time.time(), "expires": expires, "parent": parent, "created_by": actor}
+
+        def write(c: Connection) -> None:
+            if parent is not None:
+                _check_parent(_key_row(c, parent), parent, tenant, roles)
+            c.execute(insert(m.api_keys).values(**row))
+
+        self._write(write)
         return prefix, key
 
     def keys(self, tenant: str | None = None) -> list[dict[str, Any]]:
         """Keys by prefix, without anything secret."""
-        names = ("prefix", "tenant", "roles", "label", "created", "expires", "revoked")
+        names = ["prefix", "tenant", "roles", "label", "created", "expires", "revoked"]
+        names += ["actions", "models", "networks", "parent", "created_by"]
         query = select(*(m.api_keys.c[name] for name in names)).order_by(m.api_keys.c.created)
         with self.store.begin() as c:
             rows = [dict(row) for row in c.execute(query).mappings()]
-        return [row | {"roles": json.loads(row["roles"])} for row in rows if tenant in (None, row["tenant"])]
+        lists = ("roles", "actions", "models", "networks")
+        return [row | {n: json.loads(row[n]) for n in lists} for row in rows if tenant in (None, row["tenant"])]
 
     def revoke_key(self, prefix: str) -> None:
         done = self._write(
@@ -107,14 +133,11 @@ class Registry:
         `at`: a change counter read just now; one look then serves all questions of a request.
         """
         prefix, digest = self._keys.read(key)
-        row = self._cached(("key", prefix), lambda c: _key_row(c, prefix), at)
+        row: Key | None = self._cached(("key", prefix), lambda c: _key_row(c, prefix), at)
         moment = time.time() if now is None else now
-        if row is None or not self._keys.same(row["hash"], digest) or row["revoked"] is not None:
+        if row is None or not self._keys.same(row.hash, digest) or not row.valid(moment, getattr(key, "address", "")):
             raise Unauthenticated("the API key is not valid", remedy="ask an administrator for one")
-        if row["expires"] is not None and moment >= row["expires"]:
-            raise Unauthenticated("the API key is not valid", remedy="ask an administrator for one")
-        principal: Principal = row["principal"]
-        return principal
+        return row.principal
 
     # data sets
 
@@ -267,21 +290,30 @@ class Registry:
         if row["stage"] == "validated":
             self._policy_values(digest, stage="approved", approved_by=actor, approved=time.time())
 
-    def activate_policy(self, digest: str, actor: str, *, rollback: bool = False) -> None:
-        """Make an approved version active and the active one superseded. A rollback needs one that was active."""
+    def activate_policy(
+        self, digest: str, actor: str, *, rollback: bool = False, instead_of: str | None = None
+    ) -> None:
+        """Make an approved version active and the active one superseded. A rollback needs one that was active.
+        `instead_of`: the version that was active when this was decided; Conflict when another is by now."""
 
         def write(c: Connection) -> None:
-            _activable(c, digest, rollback)
+            _activable(c, digest, rollback, instead_of)
             c.execute(update(m.policies).where(m.policies.c.stage == "active").values(stage="superseded"))
             values = {"stage": "active", "activated_by": actor, "activated": time.time()}
             c.execute(update(m.policies).where(m.policies.c.digest == digest).values(**values))
 
         self._write(write)
 
-    def check_activation(self, digest: str, *, rollback: bool = False) -> None:
+    def check_activation(self, digest: str, *, rollback: bool = False, instead_of: str | None = None) -> None:
         """Conflict when `activate_policy` would refuse."""
         with self.store.begin() as c:
-            _activable(c, digest, rollback)
+            _activable(c, digest, rollback, instead_of)
+
+    def active_digest(self) -> str | None:
+        """Digest of the active policy, None where none was activated yet."""
+        with self.store.begin() as c:
+            found = _active(c)
+        return None if found is None else found[0]
 
     def policies(self) -> list[dict[str, Any]]:
         with self.store.begin() as c:
@@ -330,12 +362,26 @@ class Registry:
         return value
 
 
-def _key_row(c: Connection, prefix: str) -> Mapping[str, Any] | None:
-    row = c.execute(select(m.api_keys).where(m.api_keys.c.prefix == prefix)).mappings().first()
-    if row is None:
-        return None
-    principal = Principal(row["tenant"], row["prefix"], frozenset(json.loads(row["roles"])))
-    return {**row, "principal": principal}
+def _key_row(c: Connection, prefix: str) -> Key | None:
+    """A key and what its line of parents leaves of it; None when there is none of them."""
+    line: list[Mapping[str, Any]] = []
+    name: str | None = prefix
+    while name is not None and len(line) < _LINE:
+        row = c.execute(select(m.api_keys).where(m.api_keys.c.prefix == name)).mappings().first()
+        if row is None:
+            return None
+        line.append(dict(row))
+        name = row["parent"]
+    return key_of(line) if name is None else None
+
+
+def _check_parent(parent: Key | None, prefix: str, tenant: str, roles: Sequence[str]) -> None:
+    if parent is None or parent.principal.tenant != tenant:
+        raise NotFound(f"no key {prefix!r} of {tenant}", remedy="`genward key list` shows prefixes")
+    if parent.revoked or parent.line >= _LINE or (parent.expires is not None and parent.expires <= time.time()):
+        raise Conflict("a key cannot be made from this one", where=prefix, remedy="take one that is valid")
+    if more := set(roles) - parent.principal.roles:
+        raise Denied(f"the parent is no {', '.join(sorted(more))}", where=prefix, remedy="give roles that it has")
 
 
 def _resolve(c: Connection, reference: str, retired: bool) -> ReleaseInfo | None:
@@ -381,7 +427,11 @@ def _point(c: Connection, name: str, alias: str, version: int) -> None:
     c.execute(insert(m.aliases).values(name=name, alias=alias, version=version))
 
 
-def _activable(c: Connection, digest: str, rollback: bool) -> None:
+def _activable(c: Connection, digest: str, rollback: bool, instead_of: str | None = None) -> None:
+    now = _active(c)
+    if instead_of is not None and (now is None or now[0] != instead_of):
+        remedy = "look at it with `genward policy diff`, then do it again"
+        raise Conflict("another version became active meanwhile", where=now[0] if now else "", remedy=remedy)
     allowed = ["superseded"] if rollback else ["approved", "superseded"]
     stage = c.execute(select(m.policies.c.stage).where(m.policies.c.digest == digest)).scalar() or "unknown"
     if stage not in (*allowed, "active"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from genward import record
 from genward.bundle import manifest_bytes, seal
-from genward.contracts import Progress
+from genward.contracts import Progress, ReleaseInfo
 from genward.errors import CheckFailed
 from genward.registry import check_name
 from genward.release import Built, Plan, build, bundle_parts
@@ -91,4 +91,15 @@ def _allow_alias(platform: Platform, alias: str | None) -> None:
         raise CheckFailed(
             "production needs another administrator's approval first",
             remedy="release without --alias, then `genward model approve` and `genward model alias`",
+        )
+
+
+def require_approval(platform: Platform, info: ReleaseInfo, alias: str, actor: str) -> None:
+    """Four eyes: production needs an approval of somebody other than who moves the alias; CheckFailed."""
+    if alias != "production" or platform.state.config.unsafe_single_operator:
+        return
+    if not set(platform.registry.approvals(info.digest)) - {actor}:
+        raise CheckFailed(
+            f"{info.name}:{info.version} was approved by nobody else",
+            remedy=f"another administrator runs `genward model approve {info.name}:{info.version} --as KEY`",
         )

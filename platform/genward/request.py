@@ -13,20 +13,31 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from genward import record, statement
-from genward.contracts import AuditSink, Condition, Facts, KeyProvider, Outcome, Principal, Request, Rows
+from genward.checks import check_count, check_scope, check_start, granted
+from genward.contracts import (
+    AuditSink,
+    Condition,
+    Facts,
+    KeyProvider,
+    Outcome,
+    Principal,
+    ReleaseInfo,
+    Request,
+    Rows,
+)
 from genward.digest import RowsDigest, digest_of
-from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavailable, UsageError
+from genward.errors import Denied, GenwardError, LimitReached, NotFound, Unavailable
 from genward.meter import Costs, Meter
 from genward.pages import Page, Pages
 from genward.policyset import Admission, PolicySet
 from genward.respond import Encoder, encoder
-from genward.table import LARGEST, PageRows, Predicate
+from genward.table import PageRows, Predicate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,8 +152,10 @@ class Pipeline:
         policies: Callable[[str, str], PolicySet],
         limits: Limits,
         clock: Callable[[], float] = time.time,
+        authenticate: Callable[[str, float, int | None], Principal] | None = None,
     ) -> None:
         self.registry, self.shelf, self.audit, self.keys = registry, shelf, audit, keys
+        self.authenticate = authenticate or registry.authenticate
         self.counters, self.limits, self.clock = counters, limits, clock
         self._make_policies = policies
         self._policies: tuple[str, PolicySet] | None = None
@@ -173,7 +186,7 @@ class Pipeline:
         call = Call(record.request_id(), Ask(key, model, 0))
         async with self._recorded(call):
             self._authenticate(call)
-            self._decide(call, Request(call.id, action, model))
+            self._decide(call, Request(call.id, action, model), self._named(call, model))
             yield self._principal(call)
 
     async def read(self, key: str, action: str, model: str = "") -> Principal:
@@ -193,33 +206,41 @@ class Pipeline:
     def _authenticate(self, call: Call) -> None:
         with call.timed("authenticate"):
             call.seen = self._look()
-            call.principal = self.registry.authenticate(call.ask.key, self.clock(), call.seen)
+            call.principal = self.authenticate(call.ask.key, self.clock(), call.seen)
 
     async def _find(self, call: Call) -> None:
         """The release and the predicate; a release the caller may not see is not there for him."""
         with call.timed("find"):
             info = self.registry.resolve(call.ask.model, at=call.seen)
-            if self._principal(call).tenant not in info.tenants and "*" not in info.tenants:
+            if not granted(self._principal(call), info):
                 raise NotFound(f"no release {call.ask.model!r}", remedy="`genward model list` shows them")
             at_hand = self.shelf.at_hand(info)
             served = await asyncio.to_thread(self.shelf.get, info) if at_hand is None else at_hand
             served.info, call.served = info, served  # grants may be newer than the open release
-            _check_count(call.ask.n, self.limits.max_rows)
-            _check_start(call.ask.start)
+            check_count(call.ask.n, self.limits.max_rows)
+            check_start(call.ask.start)
             call.predicate = Predicate.parse(call.ask.where, served.codec.schema)
 
     def _admit(self, call: Call) -> None:
         """Ask the policies; what they add to the predicate is honoured exactly as the caller's own clauses."""
         with call.timed("admit"):
-            self._decide(call, call.request)
+            self._decide(call, call.request, _served(call).info)
             if call.admission.where and call.predicate is not None:
                 more = Predicate.of(call.admission.where, _served(call).codec.schema)
                 call.narrow(Predicate((*call.predicate.clauses, *more.clauses)))
 
-    def _decide(self, call: Call, request: Request) -> None:
+    def _named(self, call: Call, model: str) -> ReleaseInfo | None:
+        """The release that a reader names, where his tenant may use it."""
+        with suppress(NotFound):
+            info = self.registry.resolve(model, at=call.seen) if model else None
+            return info if info is not None and granted(self._principal(call), info) else None
+        return None
+
+    def _decide(self, call: Call, request: Request, release: ReleaseInfo | None) -> None:
         call.policies = self._active(call.seen)
-        release = None if call.served is None else call.served.info
-        call.facts = Facts(self._principal(call), self.clock(), call.policies.digest, release)
+        principal, address = self._principal(call), getattr(call.ask.key, "address", "")
+        check_scope(principal, request)
+        call.facts = Facts(principal, self.clock(), call.policies.digest, release, address)
         call.admission = call.policies.admit(request, call.facts)
         if call.admission.allow:
             if call.admission.cap is not None and request.n > call.admission.cap:
@@ -331,7 +352,8 @@ class Pipeline:
         await self._write_refusal(call, status, list(call.admission.reasons) or [type(error).__name__])
 
     async def _write_refusal(self, call: Call, status: str, reasons: list[str]) -> None:
-        await self.audit.append_async(record.entry("refuse", **self._fields(call), status=status, reasons=reasons))
+        fields = {**self._fields(call), "status": status, "reasons": reasons}
+        await self.audit.append_async(record.entry("refuse", **fields))
 
     def _close(self, call: Call, outcome: Outcome) -> None:
         """Settle leases and let policies observe; failing here changes nothing for the caller."""
@@ -366,6 +388,7 @@ class Pipeline:
             "actor": principal.key if principal else None,
             "model": f"{served.info.name}:{served.info.version}@{served.info.digest}" if served else None,
             "policy": call.policies.digest if call.policies else None,
+            "reasons": list(call.admission.reasons) or None if call.admission.allow else None,
             "commit": commit,
         }
 
@@ -451,18 +474,6 @@ class Pipeline:
         for rows in plan.rows(int(entry["plan"]["n"]), score):
             found.update(policies.screen(request, facts, rows))
         return found.final()
-
-
-def _check_count(n: int, most: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise UsageError(f"n is {n!r}", remedy="ask for a whole number of rows, 1 or more")
-    if n > most:
-        raise UsageError(f"n is {n}", remedy=f"ask for at most {most} rows at a time")
-
-
-def _check_start(start: int | None) -> None:
-    if start is not None and not 0 <= start < LARGEST:
-        raise UsageError(f"`from` is {start}", remedy=f"ask from a position between 0 and {LARGEST - 1}")
 
 
 def _told(reasons: Sequence[str]) -> str:

@@ -323,8 +323,7 @@ class Run:
         while len(ends) <= 3 or (len(ends) <= _CALIBRATION and (ends[-1] - ends[0] < 0.03 * limits).all()):
             self._one(len(ends) - 1, 10_000)
             ends.append(now())
-        skip = len(ends) // 5
-        pace = (ends[-1] - ends[skip]) / (len(ends) - 1 - skip)
+        pace = np.median(np.diff(ends, axis=0)[len(ends) // 5 :], axis=0)  # one step that had to wait says little
         _put(self.network, kept)
         self.average = average
         self.turns = self._turns(phase)

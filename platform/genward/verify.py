@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genward import attest, receipt
 from genward.bundle import Bundle
-from genward.errors import NotFound, UsageError
+from genward.errors import CheckFailed, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from genward.request import Pipeline
 
 
 def verify_path(path: Path, *, key: Path | None, state: Path) -> dict[str, Any]:
@@ -47,3 +50,18 @@ def _trusted(state: Path) -> list[bytes]:
 def _vkey(key: Path | None, state: Path) -> str | None:
     file = key or state / "log.vkey"
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def replay(pipeline: Pipeline, data: bytes, where: str) -> dict[str, Any]:
+    """Compute the rows of a receipt's response again; CheckFailed unless they are the same bit for bit."""
+    found = receipt.read(data, where)
+    asked, added = receipt.asked_where(found), receipt.added_where(found)
+    entries = [entry for entry in receipt.settled(found) if "digest" in entry["out"]]
+    if not entries:
+        raise CheckFailed("no row was served", where=where, remedy="the request was broken off or refused")
+    for entry in entries:
+        digest = pipeline.replay(entry, asked, added)
+        if digest != entry["out"]["digest"]:
+            raise CheckFailed(f"the rows are not the same: {digest}", where=where, remedy="is this the same runtime?")
+    rows = sum(entry["out"]["rows"] for entry in entries)
+    return {"replayed": rows, "rows": "the same bit for bit", "digest": entries[-1]["out"]["digest"]}

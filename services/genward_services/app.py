@@ -14,12 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genward import receipt as receipts
 from genward.api import Platform
-from genward.contracts import Principal, ReleaseInfo
+from genward.contracts import Credential, Principal, ReleaseInfo
 from genward.errors import GenwardError, NotFound, UsageError
 from genward.request import Ask
 from genward.request import Response as Found
 from genward.respond import ARROW, CSV, PARQUET, media_type
 from genward_services import detection, openapi, openinference
+from genward_services.address import ADDRESS, client_address, proxies
 from genward_services.guard import PASSED, Guard, Passed, Refused, Rule, rule
 from genward_services.problem import problem_response
 
@@ -182,7 +183,7 @@ class Routes:
     """Calls the handler of the rule by which the guard let a request through; what it did not see is not answered."""
 
     def __init__(self, platform: Platform) -> None:
-        self._platform = platform
+        self._platform, self._proxies = platform, proxies(platform.state.config.server.proxies)
         self._handlers = {(verb, rule(verb, path).path): handler for verb, path, handler, _ in ROUTES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,6 +198,7 @@ class Routes:
         if passed is None:
             return problem_response(Refused(404, "not found", "there is nothing at this path"))
         scope["path_params"] = passed.names
+        scope[ADDRESS] = client_address(scope, self._proxies)
         try:
             return await self._handlers[passed.rule.method, passed.rule.path](self._platform, Request(scope, receive))
         except GenwardError as error:
@@ -220,10 +222,10 @@ def rules() -> list[Rule]:
     return [rule(method, path, content) for method, path, _, content in ROUTES]
 
 
-def key_of(request: Request) -> str:
-    """The bearer token; empty without one, which is no valid key."""
+def key_of(request: Request) -> Credential:
+    """The bearer token, empty without one, which is no valid key; and the address of who sent it."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    return Credential(token.strip() if scheme.lower() == "bearer" else "", request.scope.get(ADDRESS, ""))
 
 
 def _where(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -251,8 +253,12 @@ def _start(body: Mapping[str, Any]) -> int | None:
     return start
 
 
-def _may_see(principal: Any, row: Mapping[str, Any]) -> bool:
-    return row["stage"] == "ready" and (principal.tenant in row["tenants"] or "*" in row["tenants"])
+def _may_see(principal: Principal, row: Mapping[str, Any]) -> bool:
+    return (
+        row["stage"] == "ready"
+        and principal.may_see(row["name"])
+        and (principal.tenant in row["tenants"] or "*" in row["tenants"])
+    )
 
 
 def _about(platform: Platform, row: Mapping[str, Any]) -> dict[str, Any]:

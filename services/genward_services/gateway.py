@@ -24,6 +24,7 @@ from genward_services.app import routes_app, rules
 from genward_services.guard import Guard
 
 SWEEP_SECONDS = 10.0
+os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of every local process: ours decides
 IDLE_SECONDS = 300.0  # after which a chunk of a limit goes back to the store
 CATCH_UP = 2000  # entries of the log that a sweep reads at most: a hundredth of one core
 
@@ -55,7 +56,8 @@ class Late:
 
 
 async def _sweeping(platform: Platform) -> None:
-    """Settle lost grants, give back quota chunks that lie idle, count what the log settled, forget old windows."""
+    """Settle lost grants, give back quota chunks that lie idle, count what the log settled, forget old windows, note
+    which keys were used."""
     while True:
         with suppress(GenwardError):  # the log or the store is away: requests are refused, the next round tries again
             await asyncio.to_thread(_swept, platform)
@@ -68,6 +70,7 @@ def _swept(platform: Platform) -> None:
     counters.release(IDLE_SECONDS)
     counters.catch_up(platform.audit, most=CATCH_UP)
     counters.prune(time.time())
+    platform.uses.write()
 
 
 application = Late()

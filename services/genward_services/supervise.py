@@ -32,7 +32,10 @@ def run(state: Path, *, host: str | None, port: int | None, workers: int | None)
         raise UsageError(f"workers is {workers}", remedy="give 1 or more")
     address = host or server.host
     free = _port(address, server.port if port is None else port)
-    platform.audit.vkey()  # the writer runs, or says why not, before anything listens
+    _ = platform.authenticator  # an issuer's keys can be read, or not and why, before anything listens
+    platform.audit.vkey()  # and so for the writer
+    with suppress(Unavailable):  # once, and not by each worker while somebody waits for it to be ready
+        platform.counters.catch_up(platform.audit)
     process = _start(platform.state, address, free, workers or server.workers)
     for number in (signal.SIGINT, signal.SIGTERM):  # a background shell starts us with SIGINT ignored
         signal.signal(number, _interrupt)

@@ -102,3 +102,13 @@ def test_two_owners_of_the_score_are_refused() -> None:
 
     with pytest.raises(PolicyError, match="score"):
         PolicySet([Scoring("a", _allow()), Scoring("b", _allow())], "d")
+
+
+def test_waiting_is_offered_only_when_it_can_help() -> None:
+    """A firm no beside a limit is a firm no; what failed may be back after the wait."""
+    limit = _Policy("a", Verdict(False, ("a limit is reached",), retry_after=5.0))
+    assert PolicySet([limit], "d").admit(REQUEST, FACTS).retry_after == 5.0
+    assert PolicySet([limit, _Policy("b", Unavailable("away"))], "d").admit(REQUEST, FACTS).retry_after == 5.0
+    assert (
+        PolicySet([limit, _Policy("b", Verdict(False, ("not yours",)))], "d").admit(REQUEST, FACTS).retry_after is None
+    )

@@ -47,10 +47,12 @@ def test_what_a_route_gives_is_what_the_log_settled(server: Any, method: str, pa
 
 
 def test_only_pages_and_the_release_ask_an_engine_for_rows() -> None:
-    """And only the pipeline and its streams ask pages. What pruning measures is of the release: rows of a graph that is
+    """And only the pipeline and its streams ask pages. What policies measure is of the release: rows of a graph that is
     not sealed yet, under the public key; so do the suites for plugin authors."""
-    pruning = {f"policies/genward_policies/pruning/{name}.py" for name in ("exact", "judge")}
-    releasing = {"platform/genward/release.py", "platform/genward/testing.py", *pruning}
+    measuring = {
+        f"policies/genward_policies/{name}.py" for name in ("pruning/exact", "pruning/judge", "extraction/calibrate")
+    }
+    releasing = {"platform/genward/release.py", "platform/genward/testing.py", *measuring}
     direct, plans = re.compile(r"engine\.(rows|candidates)\("), re.compile(r"\.(fetcher|scan)\(")
     for folder in ("platform/genward", "services/genward_services", "policies/genward_policies"):
         for path in (ROOT / folder).rglob("*.py"):

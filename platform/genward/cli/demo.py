@@ -1,7 +1,8 @@
 """`genward demo`: the whole story on one machine, on real data, in its own folder.
 
 Two releases of one table: a private one (marginals under differential privacy, with its ledger and its odds), and a
-diffusion cut to a price. Then the second is served, asked, proved and replayed.
+diffusion cut to a price, calibrated against theft and marked. Then the second is served and asked, each policy is seen
+at work, and what was answered is proved and replayed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +22,7 @@ import typer
 
 from genward.api import Released
 from genward.cli import common
+from genward.cli.demo_policies import step, watch_policies
 from genward.errors import CheckFailed, NotFound, Unavailable
 from genward.progress import for_terminal
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 NAME, PRIVATE = "transport", "transport-private"
 TABLE, SCHEMA, DECLARED = "mp_transport.csv.gz", "mp_transport.yaml", "mp_transport_private.yaml"
+GOVERNED, PARTNER = "governed.yaml", "partner"
 TARGET = "S_p"
 CONDITION = "kappa_n>1e5"
 SECONDS = {False: 75.0, True: 10.0}  # CPU seconds of training, by --quick
@@ -52,9 +56,11 @@ def demo(
     platform = _platform(folder)
     key = platform.create_key("demo", ["consumer"], days=30, label="demo")
     _private(platform, quick)
-    released = _pruned(platform, quick)
+    released = _governed(platform, quick)
+    partner = platform.create_key(PARTNER, ["consumer"], days=30, label="demo")
     with _serve(folder) as server:
         answer = _ask(server.url, key, released)
+        watch_policies(platform, server.url, key, partner, released.reference)
         receipt = folder / "receipt.json"
         receipt.write_bytes(answer.receipt())
         _prove(platform, released, receipt)
@@ -69,84 +75,93 @@ def _platform(folder: Path) -> Platform:
     from genward.api import Platform
 
     if (folder / "VERSION").is_file():
-        _step("open the state folder", str(folder))
+        step("open the state folder", str(folder))
         return Platform.open(folder)
-    _step("make a state folder", f"{folder}: keys, log, registry; one operator, so UnsafeSingleOperator is on")
+    step("make a state folder", f"{folder}: keys, log, registry; one operator, so UnsafeSingleOperator is on")
     platform, _ = Platform.init(folder, tenant="demo", single_operator=True)
+    platform.add_tenant(PARTNER)
     return platform
 
 
 def _private(platform: Platform, quick: bool) -> None:
     """A release that is differentially private; when the data set's budget is spent, the refusal is the story."""
-    _adopt(platform, "private.yaml")
+    _adopt(platform, "private.yaml", _shipped("private.yaml"))
     dataset = _dataset(platform, DECLARED, PRIVATE)
     try:
         candidate = platform.train(dataset.name, family="marginals", target=TARGET, progress=for_terminal())
     except CheckFailed as error:
         print(f"  {error}\n  That is the budget at work: this data set was trained on as often as the policy allows.")
         return
-    _step("train privately", f"candidate {candidate.id}")
+    step("train privately", f"candidate {candidate.id}")
     released = _released(platform, candidate.id, PRIVATE, quick)
     _show(platform, released)
     told = platform.bundle_file(released.reference, "privacy.md").decode().splitlines()
-    _step("what an attacker could learn", told[2])
-    _step("the ledger of the data set")
+    step("what an attacker could learn", told[2])
+    step("the ledger of the data set")
     _run("ledger", "show", PRIVATE)
 
 
-def _pruned(platform: Platform, quick: bool) -> Released:
-    """A diffusion, then the same cut to the price that the policy names; `--quick` leaves the cut out."""
-    _adopt(platform, "default.yaml" if quick else "pruned.yaml")
+def _governed(platform: Platform, quick: bool) -> Released:
+    """A diffusion under every other policy, cut to the price that is named; `--quick` leaves the cut out."""
+    text = (_examples() / GOVERNED).read_text(encoding="utf-8")
+    _adopt(platform, GOVERNED, text.partition("\npruning:")[0] + "\n" if quick else text)
     dataset = _dataset(platform, SCHEMA, NAME)
     candidate = platform.train(
         dataset.name, family="diffusion", target=TARGET, max_cpu_seconds=SECONDS[quick], progress=for_terminal()
     )
-    _step("train", f"candidate {candidate.id}, loss curves in {candidate.folder / 'losses.png'}")
+    step("train", f"candidate {candidate.id}, loss curves in {candidate.folder / 'losses.png'}")
     released = _cheapest(platform, candidate.id, quick)
     _show(platform, released)
     print(f"  the report, column by column: {platform.bundle_folder(released.reference) / 'report.html'}")
     if not quick:
-        _step("what it costs")
+        step("what it costs")
         _run("model", "cost", NAME)
     return released
 
 
 def _cheapest(platform: Platform, candidate: str, quick: bool) -> Released:
     """The pruned release; where a gate refuses it, its parent, which was released before, serves."""
+    before = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         return _released(platform, candidate, NAME, quick)
     except CheckFailed as error:
+        found = [row for row in platform.releases() if row["name"] == NAME and row["created"] >= before]
+        if not found:
+            raise
         print(f"  {error}\n  That is a gate at work: the network that was not cut goes to production.")
-    last = max(platform.releases(), key=lambda row: (row["name"] == NAME, row["version"]))
+    last = found[-1]
     platform.set_alias(f"{NAME}:{last['version']}", "production")
     return Released(f"{NAME}:{last['version']}", str(last["digest"]), 0)
 
 
-def _adopt(platform: Platform, name: str) -> None:
-    """Make a shipped policy document the active one: proposed, approved and activated by the one operator."""
-    text = files("genward_policies").joinpath(name).read_text(encoding="utf-8")
+def _shipped(name: str) -> str:
+    return files("genward_policies").joinpath(name).read_text(encoding="utf-8")
+
+
+def _adopt(platform: Platform, name: str, text: str) -> None:
+    """Make a policy document the active one: proposed, approved and activated by the one operator."""
     digest = platform.propose_policy(text)
     platform.approve_policy(digest)
     platform.activate_policy(digest)
-    _step("the policy", f"{name} is active, {digest[:19]}")
+    step("the policy", f"{name} is active, {digest[:19]}")
 
 
 def _dataset(platform: Platform, schema: str, name: str) -> Dataset:
     data = _examples()
     dataset = platform.add_dataset(data / TABLE, schema=data / schema, name=name)
-    _step("check the data", f"{dataset.rows:,} materials, {len(dataset.schema.columns)} columns, {dataset.digest[:19]}")
+    step("check the data", f"{dataset.rows:,} materials, {len(dataset.schema.columns)} columns, {dataset.digest[:19]}")
     return dataset
 
 
 def _released(platform: Platform, candidate: str, name: str, quick: bool) -> Released:
     rows = 5_000 if quick else 20_000
     return platform.release(
-        candidate, name, alias="production", grant=["demo"], evaluate_rows=rows, progress=for_terminal()
+        candidate, name, alias="production", grant=["demo", PARTNER], evaluate_rows=rows, progress=for_terminal()
     )
 
 
 def _show(platform: Platform, released: Released) -> None:
-    _step("release", f"{released.reference} = {released.digest[:19]}")
+    step("release", f"{released.reference} = {released.digest[:19]}")
     print(platform.evidence_text(released.reference))
 
 
@@ -162,7 +177,7 @@ def _ask(url: str, key: str, released: Released) -> Answer:
     from genward.client import HttpClient
 
     client = HttpClient(url, key)
-    _step("ask over HTTP", f"POST /v1/models/{NAME}@production/generate, 5 rows with {CONDITION}")
+    step("ask over HTTP", f"POST /v1/models/{NAME}@production/generate, 5 rows with {CONDITION}")
     answer = client.generate(f"{NAME}@production", n=5, where=[CONDITION], format="csv")
     print(answer.body.decode())
     print(answer.summary)
@@ -173,11 +188,11 @@ def _prove(platform: Platform, released: Released, receipt: Path) -> None:
     from genward.verify import verify_path
 
     proof = verify_path(receipt, key=None, state=platform.state.folder)
-    _step("verify the receipt offline", ", ".join(f"{k} {v}" for k, v in proof.items()))
+    step("verify the receipt offline", ", ".join(f"{k} {v}" for k, v in proof.items()))
     bundle = verify_path(platform.bundle_folder(released.reference), key=None, state=platform.state.folder)
-    _step("verify the bundle offline", ", ".join(f"{k} {v}" for k, v in bundle.items()))
+    step("verify the bundle offline", ", ".join(f"{k} {v}" for k, v in bundle.items()))
     replayed = platform.replay(receipt)
-    _step("replay the response", ", ".join(f"{k} {v}" for k, v in replayed.items()))
+    step("replay the response", ", ".join(f"{k} {v}" for k, v in replayed.items()))
 
 
 def _suggest(folder: Path, key: str, url: str, receipt: Path) -> None:
@@ -207,7 +222,7 @@ def _address(process: subprocess.Popen[str]) -> str:
     for line in process.stdout:
         if "http://" in line:
             url = line[line.index("http://") :].split()[0]
-            _step("serve", url)
+            step("serve", url)
             return url
     raise Unavailable("the server did not start", remedy="run `genward serve` to see why")
 
@@ -218,7 +233,3 @@ def _examples() -> Path:
     if not (found / TABLE).is_file():
         raise NotFound("the demo's table is not here", where=str(found), remedy="run the demo from a checkout")
     return found
-
-
-def _step(title: str, text: str = "") -> None:
-    print(f"\n== {title}{': ' + text if text else ''}", flush=True)

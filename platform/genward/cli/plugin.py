@@ -46,14 +46,14 @@ def new(
 
 @app.command("check")
 def check(name: Annotated[str, typer.Argument(help="Distribution name of an installed plugin.")]) -> None:
-    """Run the contract suites on every family and policy a distribution brings."""
+    """Run the contract suites on every family, policy and attacker a distribution brings."""
     from genward import testing
     from genward.plugins import Plugins
 
     plugins = Plugins.load([name])
     if plugins.broken:
         raise CheckFailed(plugins.broken[0].reason, where=name, remedy="see the traceback in `genward doctor`")
-    found: list[Any] = [*plugins.families.values(), *plugins.policies.values()]
+    found: list[Any] = [*plugins.families.values(), *plugins.policies.values(), *plugins.attackers.values()]
     if not found:
-        raise UsageError("brings no family and no policy", where=name)
+        raise UsageError("brings no family, no policy and no attacker", where=name)
     common.show([{"name": cls.name, "passed": list(testing.check(cls))} for cls in found], "checks")

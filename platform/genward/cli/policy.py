@@ -71,10 +71,31 @@ def list_() -> None:
     common.show(common.open_platform().policy_versions(), "policies")
 
 
+@app.command("dry-run")
+def dry_run(
+    file: File,
+    contexts: Annotated[
+        list[Path] | None, typer.Option(help="Recorded decisions, JSON lines; else those of the state folder.")
+    ] = None,
+) -> None:
+    """Make recorded decisions again under a document that is not active: what would flip, by policy."""
+    found = common.open_platform().dry_run_policy(common.read_text(file), contexts or ())
+    if common.settings.json:
+        common.show(found)
+        return
+    for key, report in found.items():
+        print(f"{key}: {report['decisions']} decisions, {report['flipped']} flip, {report['errors']} policy errors")
+        common.show(report["flips"], "flips")
+
+
 @app.command("show")
-def show(digest: Annotated[str | None, typer.Argument(help="Version; else the active one.")] = None) -> None:
+def show(
+    digest: Annotated[str | None, typer.Argument(help="Version; else the active one.")] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="The Cedar that roles and grants come to.")] = False,
+) -> None:
     """Print a version's document."""
-    text = common.open_platform().policy_text(digest)
+    platform = common.open_platform()
+    text = platform.policy_rules(digest) if rules else platform.policy_text(digest)
     if common.settings.json:
         common.show({"document": text})
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from genward.cli import common
+from genward.cli.common import As
 
 tenant_app = typer.Typer(help="Tenants.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys. A key is shown once, when it is made.", no_args_is_help=True)
@@ -33,9 +34,21 @@ def create(
     role: Annotated[list[str] | None, typer.Option(help="administrator, publisher, auditor, consumer.")] = None,
     days: Annotated[float | None, typer.Option(help="Days until it expires; never when left out.")] = None,
     label: Annotated[str, typer.Option(help="A note for people.")] = "",
+    action: Annotated[list[str] | None, typer.Option(help="Only this: generate, read, audit, detect.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only this model.")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="Only from this network, for example 10.0.0.0/8.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Prefix of a key; the new one falls with it.")] = None,
+    actor: As = "",
 ) -> None:
     """Make a key and show it, this once."""
-    secret = common.open_platform().create_key(tenant, role or ["consumer"], days=days, label=label)
+    from genward.apikey import Scope
+
+    platform = common.open_platform()
+    scope = Scope(tuple(action or ()), tuple(model or ()), tuple(network or ()))
+    who = common.acting(platform, actor)
+    secret = platform.create_key(
+        tenant, role or ["consumer"], days=days, label=label, scope=scope, parent=parent, actor=who
+    )
     common.show({"key": secret, "tenant": tenant, "roles": role or ["consumer"]})
 
 

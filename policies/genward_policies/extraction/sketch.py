@@ -7,7 +7,7 @@ saw since they last wrote, and nobody waits for a lock on the way of a request.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,22 +19,27 @@ from genward.errors import IntegrityError
 
 if TYPE_CHECKING:
     from genward.data.codec import TableCodec
+    from genward.data.quantiles import Quantiles
 
 EXACT, FINE, CELLS = 1 << 16, 1 << 16, 256  # bits, bits, counts
 COARSE_BINS, FINE_BINS = 8, 48  # of a number's range
-_HEAD = 4
+_HEAD = 5
+_PRIOR = 20  # queries
+_DENSITY_BINS, _LEAST_SHARE = 16, 0.002
 _SIZE = EXACT // 8 + FINE // 8 + 8 * (CELLS + _HEAD)
 
 
 @dataclass(frozen=True)
 class Query:
     """A request's conditions as places: `exact` of the very conditions, `fine` and `coarse` of their bins, `near` of
-    the fine bins beside them."""
+    the fine bins beside them. `surprise` is how far the numbers lie from where the release's rows lie, in thousandths
+    of a nat; None without a number."""
 
     exact: int
     fine: int
     coarse: int
     near: tuple[int, ...]
+    surprise: int | None = None
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Sketch:
     """Counts of one key on one release; 18.5 kB.
 
     `queries` that had conditions, `new` ones never asked before, `probes` of them beside something asked before;
-    `cells` (256,) how the new ones are spread.
+    `cells` (256,) how the new ones are spread, `surprise` how far they lie on average from where rows lie.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_HEAD, dtype=np.int64))
@@ -62,6 +67,11 @@ class Sketch:
     def probes(self) -> int:
         return int(self.counts[2])
 
+    @property
+    def surprise(self) -> float:
+        """Nats a new query with numbers, drawn towards nothing while there are few."""
+        return float(self.counts[4]) / 1000 / (float(self.counts[3]) + _PRIOR)
+
     def add(self, query: Query, before: Sketch | None = None) -> None:
         """Count a query; `before` is what was seen earlier, where this sketch holds only what came since."""
         known = self._seen(query, before)
@@ -70,6 +80,8 @@ class Sketch:
             self.counts[1] += 1
             self.counts[2] += known[1]
             self.cells[query.coarse] += 1
+            if query.surprise is not None:
+                self.counts[3:] += 1, query.surprise
         _set(self.exact, query.exact)
         _set(self.fine, query.fine)
 
@@ -113,11 +125,12 @@ class Places:
 
     def __init__(self, codec: TableCodec) -> None:
         self._ranges: dict[str, tuple[float, float]] = {}
-        self._codes: Mapping[str, Mapping[str, int]] = {}
+        self._surprises: dict[str, NDArray[np.float64]] = {}
         for column in codec.schema.columns:
             if column.is_number:
                 low, high = codec.quantiles[column.name].ends
                 self._ranges[column.name] = (low, high if high > low else low + 1)
+                self._surprises[column.name] = _surprises(codec.quantiles[column.name], *self._ranges[column.name])
 
     def of(self, conditions: Sequence[Condition]) -> Query:
         """The places of a request's conditions; their order does not count."""
@@ -125,7 +138,14 @@ class Places:
         exact = [f"{c.column}\0{c.op}\0{c.value!r}" for c in asked]
         fine, coarse = ([self._bin(c, bins) for c in asked] for bins in (FINE_BINS, COARSE_BINS))
         names = [f"{c.column}\0{c.op}" for c in asked]
-        return Query(_hash(exact, EXACT), _place(names, fine, FINE), _place(names, coarse, CELLS), _beside(names, fine))
+        places = _hash(exact, EXACT), _place(names, fine, FINE), _place(names, coarse, CELLS), _beside(names, fine)
+        return Query(*places, self._surprise(asked))
+
+    def _surprise(self, asked: Sequence[Condition]) -> int | None:
+        """Of the numbers of a query, their mean."""
+        bins = [(c.column, self._bin(c, _DENSITY_BINS)) for c in asked]
+        found = [self._surprises[column][place] for column, place in bins if isinstance(place, int)]
+        return round(1000 * float(np.mean(found))) if found else None
 
     def _bin(self, condition: Condition, bins: int) -> int | str:
         value = condition.value
@@ -133,6 +153,16 @@ class Places:
             return str(value)
         low, high = self._ranges[condition.column]
         return int(min(max((float(value) - low) / (high - low), 0.0), 1.0) * (bins - 1) + 0.5)
+
+
+def _surprises(quantiles: Quantiles, low: float, high: float) -> NDArray[np.float64]:
+    """How unlikely a row's value is in each bin of the range, less the mean of that over rows; nats."""
+    middles = np.linspace(low, high, _DENSITY_BINS)
+    edges = [quantiles.cdf(float(v)) for v in (middles[1:] + middles[:-1]) / 2]
+    shares = np.maximum(np.diff([0.0, *edges, 1.0]), _LEAST_SHARE)
+    shares /= shares.sum()
+    found: NDArray[np.float64] = -np.log(shares)
+    return found - float(shares @ found)
 
 
 def _beside(names: Sequence[str], fine: Sequence[int | str]) -> tuple[int, ...]:

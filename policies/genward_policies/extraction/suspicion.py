@@ -2,7 +2,8 @@
 
 Honest customers come back to what interests them, and what is new to them lies where the population lies. A uniform or
 sweeping stream is new all the time and fills the ranges evenly; a probing one is new all the time right beside what it
-asked before.
+asked before. Behind a customer's own requests, low and slow, its new conditions still lie where the release has few
+rows, which tells most where ranges have long tails.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import numpy as np
 
 from genward_policies.extraction.sketch import CELLS, Sketch
 
-LEAST = 100  # queries before anything is said,
+LEAST = 150  # queries before anything is said,
 LEAST_NEW = 40  # and new ones among them
-SPREAD, PROBING = 0.86, 0.50  # thresholds, set on simulated customers by benchmarks/extraction.py
+SPREAD, PROBING, STRANGE = 0.88, 0.50, 2.2  # thresholds, set on simulated customers by benchmarks/extraction.py
 _GROWTH, _AT = 0.1, 200  # of the second for ten times as many queries: places fill up, so more are beside another
 
 
 def suspicion(sketch: Sketch) -> float:
-    """The larger of spread and probing, each over its threshold."""
+    """The largest of spread, probing and surprise, each over its threshold."""
     if sketch.queries < LEAST or sketch.new < LEAST_NEW:
         return 0.0
     least = PROBING + _GROWTH * log10(sketch.queries / _AT)
-    return max(spread(sketch) / SPREAD, probing(sketch) / least)
+    return max(spread(sketch) / SPREAD, probing(sketch) / least, sketch.surprise / STRANGE)
 
 
 def spread(sketch: Sketch) -> float:

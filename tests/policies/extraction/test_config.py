@@ -42,3 +42,23 @@ def test_defaults_are_those_of_the_docs() -> None:
     )
     assert ExtractionConfig(pool=500).pool == 500
     assert ExtractionConfig(pool="none", max_risk={"release": None}).pool == "none"  # type: ignore[arg-type]
+
+
+def test_the_contract_suite_passes() -> None:
+    from genward import testing
+    from genward_policies.extraction import Extraction
+
+    assert testing.check(Extraction) == list(testing.POLICY_CHECKS)
+
+
+def test_building_the_policy_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from genward.plugins import Plugins; p = Plugins.load(['genward']);"
+        "from genward_policies.extraction import Extraction; Extraction(Extraction.Config(), None);"
+        "print([name for name in ('torch', 'sklearn', 'matplotlib', 'onnxruntime') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

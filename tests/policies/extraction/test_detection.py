@@ -127,15 +127,45 @@ def test_streams_are_told_apart_by_200_queries(mpea: Any, kind: str, flagged: in
 @pytest.fixture(scope="module")
 def mpea() -> tuple[TableCodec, Traffic]:
     """The alloys' codec, and traffic on it."""
+    return _example("mpea_alloys.csv", 2000)
+
+
+def _example(file: str, rows: int) -> tuple[TableCodec, Traffic]:
     from pathlib import Path
 
     from genward.data.readers import read_table
 
     folder = Path(__file__).parents[3] / "examples" / "data"
-    schema = Schema.from_yaml((folder / "mpea_alloys.yaml").read_text(), "mpea_alloys.yaml")
-    table = read_table(folder / "mpea_alloys.csv", schema)
+    schema = Schema.from_yaml((folder / f"{file.split('.')[0]}.yaml").read_text(), file)
+    table = read_table(folder / file, schema).slice(0, rows)
     codec = TableCodec.fit(schema, table)
     return codec, Traffic(codec, table.slice(0, 600))
+
+
+def test_numbers_far_from_where_rows_lie_are_strange_and_typical_ones_are_not(rows: Any) -> None:
+    codec, _ = rows
+    name = "hardness"  # has a long tail
+    low, high = codec.quantiles[name].ends
+    places, typical, far = Places(codec), Sketch(), Sketch()
+    for i in range(60):
+        typical.add(places.of((Condition(name, ">=", low + i / 6000 * (high - low)),)))
+        far.add(places.of((Condition(name, ">=", high - i / 600 * (high - low)),)))
+    assert typical.surprise < 0.1 < 1.5 < far.surprise
+
+
+def test_low_and_slow_is_found_where_ranges_have_long_tails() -> None:
+    """Of twelve streams of 1,000 on the transport table, most are flagged, and of twelve customers hardly one."""
+    codec, traffic = _example("mp_transport.csv.gz", 40_000)
+    places = Places(codec)
+    found = {"slow": 0, "honest": 0}
+    for kind in found:
+        for seed in range(12):
+            sketch = Sketch()
+            for asked in islice(traffic.kinds[kind](np.random.default_rng(seed)), 1000):
+                sketch.add(places.of(asked))
+            found[kind] += suspicion(sketch) >= 1
+    assert found["slow"] >= 7
+    assert found["honest"] <= 1
 
 
 def test_nothing_is_said_before_there_are_enough_queries() -> None:

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 from genward import statement
 from genward.api import Platform
 from genward.cli import command_line
+from genward.contracts import Detection
+from genward.detection import _told
 from genward.errors import CheckFailed, DataError, Denied, IntegrityError, NotFound, UsageError
 
 DATA = Path(__file__).parents[3] / "examples" / "data"
@@ -347,3 +350,10 @@ def test_platform_is_the_same_door(marked_world: Any, tmp_path: Path) -> None:
     again.close()
     assert (ours.z, ours.p, ours.extra["share"]) == (theirs.z, theirs.p, theirs.extra["share"])
     assert np.isfinite(ours.z)
+
+
+def test_an_entry_of_the_log_has_room_for_answers_about_many_releases() -> None:
+    far = Detection("sha256:" + "0" * 64, "t" * 64, 0.5, 0.1, 10**6, {"verdict": "not marked"})
+    told = _told([far] * 50 + [replace(far, p=1e-9)])
+    assert told[0]["p"] == "1e-09"
+    assert len(json.dumps(told)) < 3500
