@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from genward.contracts import Evidence, Progress, Silent
 from genward.errors import CheckFailed
 from genward_policies.watermark.attacks import attacked
-from genward_policies.watermark.config import WatermarkConfig
+from genward_policies.watermark.config import WatermarkConfig, parsed
 from genward_policies.watermark.exam import Columns, Exam, Usual, levels
 from genward_policies.watermark.marking import MarkKey, scores
-from genward_policies.watermark.scheme import Axis, Levels, Scheme, axes_of, drawn
+from genward_policies.watermark.scheme import Axis, Levels, Scheme, axes_of, binned, drawn
 from genward_policies.watermark.statistic import NORMAL, needed
 
 GRID = (  # bins of a column, and one case in how many two rows share a cell; the finest, which distort least, first
@@ -69,9 +69,22 @@ class Ground:
     def scheme(self, bins: int, spread: int, candidates: int, config: WatermarkConfig) -> Scheme:
         """A scheme of the grid, its hashes drawn anew."""
         rng = np.random.default_rng(self.seed)
-        hashes, offsets = drawn(self.axes, self.usual_levels[:_SOME], bins, spread, HASHES, rng)
+        steady = self.steady(bins, config.power.under)
+        hashes, offsets = drawn(self.axes, self.usual_levels[:_SOME], bins, spread, HASHES, rng, steady)
         rows = len(self.usual_levels)
         return Scheme(self.axes, hashes, offsets, bins, candidates, config.payload, rows, config.power.at_fpr)
+
+    def steady(self, bins: int, under: Sequence[str]) -> NDArray[np.float64]:
+        """Share of rows that keep their bin of a column (axes,), under the attack that moves most."""
+        some = {name: values[:_SOME] for name, values in self.usual.items()}
+        before, found = self.usual_levels[:_SOME], np.ones(len(self.axes))
+        for attack in under:
+            if parsed(attack)[0] in ("noise", "round"):
+                after = levels(self.axes, attacked(some, attack, self.usual, np.random.default_rng(self.seed)))
+                for place, axis in enumerate(self.axes):
+                    same = binned(before[:, place], axis, bins, 0) == binned(after[:, place], axis, bins, 0)
+                    found[place] = min(found[place], float(same.mean()))
+        return found
 
     def columns(self, rows: NDArray[np.intp]) -> Columns:
         """Rows of the pool."""

@@ -25,6 +25,7 @@ MOST_WORDS = 4095  # categories of a column that takes part
 MOST_COLUMNS = 6  # of a hash
 _HASH = 48  # bits of a cell below its hash's number
 _LITTLE = 0.3  # bits that a column must add to a hash
+_STEADY = 4  # a column that keeps half of its bins under attack is worth a sixteenth
 _LIMIT = 64 << 20
 
 Levels = NDArray[np.intp]  # (n, columns): 0 is missing
@@ -184,18 +185,24 @@ def _edges(values: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def drawn(
-    axes: Sequence[Axis], levels: Levels, bins: int, spread: int, hashes: int, rng: np.random.Generator
+    axes: Sequence[Axis],
+    levels: Levels,
+    bins: int,
+    spread: int,
+    hashes: int,
+    rng: np.random.Generator,
+    steady: NDArray[np.float64] | None = None,
 ) -> tuple[Any, Any]:
     """(hashes, offsets): each hash takes columns until two ordinary rows share its cell in one case of `spread`.
 
     Columns are used as often as they tell rows apart, and one that adds little beside those taken is passed over: a
-    hash that needs few columns survives the loss of others. `levels` are rows of the release (n, axes).
+    hash that needs few columns survives the loss of others. `levels` are rows of the release (n, axes); `steady` are
+    the shares of rows that keep their bin of a column under attack: what does not is hardly used.
     """
     if len(axes) < 2:
         raise CheckFailed("fewer than two columns vary, and a mark needs two", remedy="release without `watermark`")
-    worth = np.maximum(
-        [_told(_binned(levels[:, place], axis, bins, 0)) for place, axis in enumerate(axes)], _LITTLE / 10
-    )
+    told = np.array([_told(binned(levels[:, place], axis, bins, 0)) for place, axis in enumerate(axes)])
+    worth = np.maximum(told * (1.0 if steady is None else steady**_STEADY), _LITTLE / 10)
     uses, found, offsets = np.zeros(len(axes)), list[tuple[int, ...]](), list[tuple[int, ...]]()
     for _ in range(hashes):
         places, shifts = _one(axes, levels, bins, spread, (uses + rng.random(len(axes))) / worth, rng)
@@ -213,7 +220,7 @@ def _one(
     places, shifts = list[int](), list[int]()
     for place in np.argsort(turn).tolist():
         shift = int(rng.integers(0, LEVELS // bins))
-        more = cells * axes[place].size + _binned(levels[:, place], axes[place], bins, shift)
+        more = cells * axes[place].size + binned(levels[:, place], axes[place], bins, shift)
         more = np.unique(more, return_inverse=True)[1]
         now, size_now = _told(more), size * axes[place].size
         if size_now >= 1 << _HASH or now - told < _LITTLE:
@@ -230,7 +237,8 @@ def _told(cells: NDArray[Any]) -> float:
     return float(-np.log2(max(float((counts * (counts - 1)).sum()) / (n * (n - 1)), 1 / n**2)))
 
 
-def _binned(levels: NDArray[np.intp], axis: Axis, bins: int, offset: int) -> NDArray[np.intp]:
+def binned(levels: NDArray[np.intp], axis: Axis, bins: int, offset: int) -> NDArray[np.intp]:
+    """The bins of levels; a choice keeps its codes."""
     return levels if axis.words else _bins(bins, offset)[levels]
 
 

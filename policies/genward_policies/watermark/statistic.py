@@ -100,24 +100,21 @@ def needed(p: float) -> float:
 
 @dataclass(frozen=True)
 class Lift:
-    """What marking does to the mean score of a row, in the hashes that a file has: `shift` a row, `spread` its
-    standard deviation among rows."""
+    """What marking does to the mean score of a row, in the hashes that a file has: `shift` a row; `spread` is the
+    standard deviation among unmarked rows, of which there were `rows`."""
 
     shift: float
     spread: float
+    rows: int
 
     @classmethod
     def of(cls, every: Cells, present: Cells, key: MarkKey, candidates: int) -> Lift:
         """From unmarked rows: the best of k by the whole score, told in the score of the hashes that are left."""
         whole = scores(every, [key])
         part = scores(present, [key]) * 2.0**-32
-        order = np.argsort(whole, kind="stable")
-        ends = (np.arange(len(order) + 1) / len(order)) ** candidates
-        weights = np.diff(ends)
-        ranked = part[order]
-        mean = float(weights @ ranked)
-        spread = math.sqrt(max(float(weights @ (ranked - mean) ** 2), 0.0))
-        return cls(mean - float(ranked.mean()), spread)
+        ends = (np.arange(len(whole) + 1) / len(whole)) ** candidates
+        best = float(np.diff(ends) @ part[np.argsort(whole, kind="stable")])
+        return cls(best - float(part.mean()), float(part.std()), len(part))
 
     def expected(self, weights: Weights) -> float:
         """z of a file of so many rows, were it marked wholly."""
@@ -128,9 +125,9 @@ class Lift:
         return NORMAL.cdf(self.expected(weights) - needed(p)) if weights.deviation else 0.0
 
     def share(self, weights: Weights, key: MarkKey) -> tuple[float, float, float]:
-        """(share of the rows that are marked, ends of its 95 % interval)."""
+        """(share of the rows that are marked, ends of its 95 % interval): file and usual rows are both samples."""
         if self.shift <= 0 or not weights.rows:
             return 0.0, 0.0, 1.0
         middle = weights.total(key) / weights.rows / self.shift
-        half = 1.96 * self.spread / math.sqrt(weights.rows) / self.shift
+        half = 1.96 * self.spread * math.sqrt(1 / weights.rows + 1 / self.rows) / self.shift
         return tuple(min(max(x, 0.0), 1.0) for x in (middle, middle - half, middle + half))  # type: ignore[return-value]
