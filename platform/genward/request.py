@@ -225,6 +225,8 @@ class Pipeline:
         """Ask the policies; what they add to the predicate is honoured exactly as the caller's own clauses."""
         with call.timed("admit"):
             self._decide(call, call.request, _served(call).info)
+            if _served(call).table.candidates > 1 and not _policies(call).scores:
+                raise Denied("the release has several rows for each place, and no active policy chooses among them")
             if call.admission.where and call.predicate is not None:
                 more = Predicate.of(call.admission.where, _served(call).codec.schema)
                 call.narrow(Predicate((*call.predicate.clauses, *more.clauses)))

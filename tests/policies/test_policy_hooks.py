@@ -363,6 +363,7 @@ def test_shape_decides_on_slots_and_candidates_and_seals_files(world: Any) -> No
             assert self.context.sealed(facts.release.digest, "mine.json") == b"{}"
             return np.nan_to_num(rows.numbers).sum(axis=1)
 
+    before = world.platform.registry.active_policy()[0]
     _with(world, Shaping)
     candidate = world.platform.candidates()[0]["id"]
     released = world.platform.release(candidate, "shaped", slots=300, evaluate_rows=600, grant=["acme"])
@@ -375,6 +376,9 @@ def test_shape_decides_on_slots_and_candidates_and_seals_files(world: Any) -> No
     assert numbers.num_rows == 250
     with pytest.raises(NotFound, match=r"no file 'other\.json'"):
         world.platform._context.sealed(released.digest, "other.json")
+    world.platform.rollback_policy(before)
+    with pytest.raises(Denied, match="no active policy chooses"):
+        world.platform.client(world.key).generate(released.reference, n=3)
 
 
 def test_two_policies_cannot_shape_one_thing() -> None:
