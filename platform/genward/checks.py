@@ -32,3 +32,9 @@ def check_start(start: int | None) -> None:
     """A position of a walk, or none."""
     if start is not None and not 0 <= start < LARGEST:
         raise UsageError(f"`from` is {start}", remedy=f"ask from a position between 0 and {LARGEST - 1}")
+
+
+def check_choice(candidates: int, chosen: bool) -> None:
+    """A marked release gives nothing while no policy chooses: unmarked rows, and others than the tenant's own."""
+    if candidates > 1 and not chosen:
+        raise Denied("the release has several rows for each place, and no active policy chooses among them")

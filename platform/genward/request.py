@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from genward import record, statement
-from genward.checks import check_count, check_scope, check_start, granted
+from genward.checks import check_choice, check_count, check_scope, check_start, granted
 from genward.contracts import (
     AuditSink,
     Condition,
@@ -225,8 +225,7 @@ class Pipeline:
         """Ask the policies; what they add to the predicate is honoured exactly as the caller's own clauses."""
         with call.timed("admit"):
             self._decide(call, call.request, _served(call).info)
-            if _served(call).table.candidates > 1 and not _policies(call).scores:
-                raise Denied("the release has several rows for each place, and no active policy chooses among them")
+            check_choice(_served(call).table.candidates, _policies(call).scores)
             if call.admission.where and call.predicate is not None:
                 more = Predicate.of(call.admission.where, _served(call).codec.schema)
                 call.narrow(Predicate((*call.predicate.clauses, *more.clauses)))

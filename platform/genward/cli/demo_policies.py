@@ -12,7 +12,7 @@ from genward.errors import Denied
 if TYPE_CHECKING:
     from genward.api import Platform
 
-ASKED = 700  # rows that are held against the keys
+ASKED = 500  # rows that are held against the keys
 
 
 def step(title: str, text: str = "") -> None:
@@ -48,10 +48,8 @@ def _theft(platform: Platform, reference: str) -> None:
     told = {item["claim"]: item for item in json.loads(platform.bundle_file(reference, "evidence.json"))}
     together, alone = (told[f"extraction.{name}"]["value"] for name in ("colluders_tenant_keys", "tenant_rows"))
     risk = told["extraction.release_risk"]["value"]
-    step(
-        "extraction",
-        f"risk 0: 100 rows; risk {risk:.2f}: {together:,.0f} rows, which is what all keys together can hold",
-    )
+    step("extraction", f"all keys together can hold {together:,.0f} rows, which is a risk of {risk:.2f}")
+    print("  risk 0 is a copy made from 100 rows, risk 1 one that nobody can tell from the release")
     print(f"  one tenant can hold {alone:,.0f} rows, then his walk begins again")
     print(f"  the theft curve: {platform.bundle_folder(reference) / 'extraction.png'}")
 

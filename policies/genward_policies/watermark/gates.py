@@ -8,6 +8,8 @@ from genward.contracts import Evidence
 from genward_policies.watermark.config import WatermarkConfig
 from genward_policies.watermark.power import LEAST
 
+_CHANCE = 4.0  # standard deviations: a sound release is refused by chance once in 30,000
+
 
 def reasons(found: Mapping[str, Evidence], config: WatermarkConfig) -> list[str]:
     """Why a release is refused; empty when it is not."""
@@ -40,6 +42,7 @@ def _accused(found: Mapping[str, Evidence], kind: str) -> list[str]:
     item = found.get(f"watermark.false_positives.{kind}")
     if item is not None and item.withheld and kind == "real":
         return []
-    if item is None or item.low is None or item.reference is None:
+    if item is None or item.value is None or item.reference is None:
         return [f"false positives on {kind} rows were not measured"]
-    return [f"false positives on {kind} rows: {item.value:.4f}"] if item.low > item.reference else []
+    beyond = item.reference + _CHANCE * (item.reference * (1 - item.reference) / max(item.n, 1)) ** 0.5
+    return [f"false positives on {kind} rows: {item.value:.4f}"] if item.value > beyond else []

@@ -112,6 +112,8 @@ class Watermark(Policy):
             return Verdict(True)
         if facts.release is None:
             return Verdict(False, ("watermark: no release was named",))
+        if self.context.sealed is None:
+            return Verdict(False, ("watermark: no bundles are at hand",))
         try:
             held = self.held(facts.release.digest)
         except NotFound:

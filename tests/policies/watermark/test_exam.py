@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,9 @@ def test_the_least_distorting_scheme_with_the_power_is_taken_and_passes_its_gate
     gated = {**evidence, "watermark.false_positives.real": evidence["watermark.false_positives.unmarked"]}
     assert reasons(gated, config) == []
     assert "real" in reasons(evidence, config)[0]
+    near, far = (replace(gated["watermark.false_positives.real"], value=v, n=10_000) for v in (0.0135, 0.0145))
+    assert reasons(gated | {"watermark.false_positives.real": near}, config) == []
+    assert "real rows: 0.0145" in reasons(gated | {"watermark.false_positives.real": far}, config)[0]
     assert reasons(gated, config.model_copy(update={"auc_max": 0.5001}))[0].startswith("AUC is")
     assert "other rows" in reasons(gated, config.model_copy(update={"power": Power(rows=300)}))[0]
 
