@@ -30,6 +30,15 @@ class Decision:
     errors: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a key, an action and a release come to. `decision`: it is this in every context."""
+
+    policies: Any
+    entities: Any
+    decision: Decision | None
+
+
 class Rules:
     """Cedar policies under the shipped schema; PolicyError lists everything that is wrong with them."""
 
@@ -38,6 +47,7 @@ class Rules:
         self.ids = {name: str(policy["annotations"]["id"]) for name, policy in self.policies.items()}
         _validate(text, self.ids)
         self._by_principal = _by_principal(self.policies)
+        self._timely = {name for name, policy in self.policies.items() if _reads_context(policy)}
         self._prepared = lru_cache(16_384)(self._prepare)
         self._sets: dict[tuple[str, ...], Any] = {}
 
@@ -47,13 +57,17 @@ class Rules:
 
     def decide(self, question: Question) -> Decision:
         """Allow only if Cedar allows and nothing erred."""
-        import cedarpy
-
         try:
-            policies, entities = self._prepared(question.principal, question.action, question.release)
-            answer = cedarpy.is_authorized(terms.asked(question), policies, entities, _schema())
+            prepared = self._prepared(question.principal, question.action, question.release)
+            known = prepared.decision if terms.fits(question.context) else None
+            return known or self._asked(question, prepared.policies, prepared.entities)
         except (ValueError, TypeError, KeyError) as error:  # what cannot even be asked
             return Decision(False, (), (str(error),))
+
+    def _asked(self, question: Question, policies: Any, entities: Any) -> Decision:
+        import cedarpy
+
+        answer = cedarpy.is_authorized(terms.asked(question), policies, entities, _schema())
         found = answer.diagnostics
         because = tuple(sorted(self.ids[name] for name in found.reasons))
         errors = tuple(self._named(error) for error in found.errors)
@@ -67,15 +81,17 @@ class Rules:
             error = error.replace(f"`{name}`", f"`{given}`")
         return error
 
-    def _prepare(self, principal: Any, action: str, release: Any) -> tuple[Any, Any]:
-        """The policies whose scope this question can meet, and its entities, parsed once for a key and a release.
+    def _prepare(self, principal: Any, action: str, release: Any) -> _Prepared:
+        """The policies whose scope this question can meet, and its entities, parsed once for a key and a release; and
+        the decision itself, where none of those policies reads the context.
 
         Leaving out the others changes nothing: Cedar evaluates no condition of a policy whose scope does not match
         (sound policy slicing, arXiv:2403.04651).
         """
         import cedarpy
 
-        around = terms.around(Question(principal, action, release, {}))
+        question = Question(principal, action, release, terms.context({}))
+        around = terms.around(question)
         near = [self._by_principal.get(entity, ()) for entity in (None, *around["principal"])]
         names = tuple(sorted(n for some in near for n in some if _in_scope(self.policies[n], around)))
         found = self._sets.get(names)
@@ -84,7 +100,14 @@ class Rules:
                 self._sets.clear()
             some = {"templates": {}, "templateLinks": [], "staticPolicies": {n: self.policies[n] for n in names}}
             found = self._sets[names] = cedarpy.PolicySet.from_json_str(json.dumps(some))
-        return found, cedarpy.Entities.from_json_str(terms.entities(principal, release), _schema())
+        entities = cedarpy.Entities.from_json_str(terms.entities(principal, release), _schema())
+        always = None if any(name in self._timely for name in names) else self._asked(question, found, entities)
+        return _Prepared(found, entities, always)
+
+
+def _reads_context(policy: Mapping[str, Any]) -> bool:
+    """Whether a policy may read the context: the word alone, as a value anywhere in its conditions, is enough."""
+    return '"context"' in json.dumps(policy.get("conditions", []))
 
 
 def _in_scope(policy: Mapping[str, Any], around: Mapping[str, set[tuple[str, str]]]) -> bool:

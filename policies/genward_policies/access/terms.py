@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any
 
 from genward.contracts import LOCAL, Facts, Principal, ReleaseInfo, Request
@@ -16,6 +18,10 @@ from genward.contracts import LOCAL, Facts, Principal, ReleaseInfo, Request
 ACTIONS = ("generate", "read", "audit", "detect")
 NOWHERE = "0.0.0.0"  # noqa: S104 - the sentinel for an address nobody knows
 ALL = "*"
+
+_NUMBERS = ("n", "start", "now", "hour", "weekday")
+_KINDS = {**dict.fromkeys(_NUMBERS, int), "columns": list, "address": str, "local": bool}
+_LONG = 1 << 63
 
 SCHEMA = """
 entity Role;
@@ -94,6 +100,27 @@ def _release(principal: Principal, release: ReleaseInfo) -> dict[str, Any]:
 def resource(release: ReleaseInfo | None) -> dict[str, str]:
     """The entity that a question is about."""
     return _uid("Platform", "genward") if release is None else _uid("Release", f"{release.name}:{release.version}")
+
+
+def fits(given: Mapping[str, Any]) -> bool:
+    """Whether a context is one under the schema: every key there, none more, of its type. Of what does not fit Cedar
+    says why; where no policy reads the context, it is not asked about one that fits."""
+    return (
+        given.keys() == _KINDS.keys()
+        and all(type(given[name]) is kind for name, kind in _KINDS.items())
+        and all(-_LONG <= given[name] < _LONG for name in _NUMBERS)
+        and all(type(column) is str for column in given["columns"])
+        and _is_address(given["address"])
+    )
+
+
+@lru_cache(4096)
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def asked(question: Question) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import cedarpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from genward_policies.access.config import AccessConfig
 from genward_policies.access.rules import Rules
 from genward_policies.access.terms import Question
 
+_CEDAR = cedarpy.is_authorized
 OWN = (
     '@id("own") permit(principal in Role::"consumer", action == Action::"generate", resource) '
     "when { resource.tenant == principal.tenant };"
@@ -85,6 +87,17 @@ def test_a_context_with_a_gap_is_a_deny() -> None:
     for key in terms.context({}):
         given = {k: v for k, v in terms.context({}).items() if k != key}
         assert _rules(OWN).decide(Question(ACME, "generate", ALLOYS, given)).errors
+
+
+def test_what_reads_no_context_is_decided_once_and_what_does_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context of values that nobody reads changes nothing; one policy in reach that reads it is asked every time."""
+    night = '@id("night") forbid(principal, action, resource) when { context.hour < 6 };'
+    for rules, times in ((_rules(OWN), 1), (_rules(OWN, night), 4)):
+        asked: list[Any] = []
+        monkeypatch.setattr(cedarpy, "is_authorized", lambda *given, into=asked: into.append(given) or _CEDAR(*given))
+        said = [rules.decide(_asked(hour=hour)).allow for hour in (3, 9, 3, 9)]
+        assert said == ([True] * 4 if times == 1 else [False, True] * 2)
+        assert len(asked) == times
 
 
 def test_an_action_or_a_pair_that_the_schema_lacks_is_a_deny() -> None:
