@@ -17,6 +17,7 @@ NAMES = (
     "private_training",
     "private_utility",
     "pruning",
+    "admission",
     "quota",
     "extraction",
     "watermark",

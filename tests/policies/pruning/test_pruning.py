@@ -44,7 +44,7 @@ def pruned(
 ) -> Pruned:
     """A diffusion at less than half of its price."""
     candidate = make_candidate("diffusion")
-    policy = make_policy(0.48 * parent_price("diffusion"))
+    policy = make_policy(0.44 * parent_price("diffusion"))
     compressed = policy.compress(candidate, Silent())
     child = seal(candidate, compressed)
     return Pruned(policy, candidate, child, compressed, list(policy.measure(child)))
