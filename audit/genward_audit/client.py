@@ -254,7 +254,8 @@ class _Pipe(asyncio.Protocol):
     def __init__(self, forget: Any) -> None:
         self._forget, self._parser = forget, p.Parser()
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, tuple[float, asyncio.Future[bytes]]] = {}  # since when, oldest first
+        self._watching = False
         self._out: dict[int, bytes] = {}
         self._hangs = False
         self._sent = 0  # how many frames were not answered yet
@@ -266,7 +267,7 @@ class _Pipe(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._forget(self)
-        for future in self._waiting.values():
+        for _, future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unavailable("the log's writer broke off, what was sent may or may not be kept"))
         self._waiting.clear()
@@ -275,8 +276,8 @@ class _Pipe(asyncio.Protocol):
         self._hangs = False
         for status, number, reply in self._parser.feed(data):
             self._sent -= 1
-            if (future := self._waiting.pop(number, None)) is not None:
-                self._answered(future, status, reply)
+            if (found := self._waiting.pop(number, None)) is not None:
+                self._answered(found[1], status, reply)
         if self._out and not self._sent:
             self._flush()
 
@@ -297,18 +298,30 @@ class _Pipe(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         future: asyncio.Future[bytes] = loop.create_future()
-        self._waiting[number] = future
+        self._waiting[number] = loop.time(), future
         if not self._out and not self._sent:
             loop.call_soon(self._flush)
         self._out[number] = p.pack(kind, number, body)
-        try:
-            async with asyncio.timeout(APPEND_SECONDS):
-                return await future
-        except TimeoutError:
-            self._hangs = True
-            self._waiting.pop(number, None)
-            kept = "was not sent" if self._out.pop(number, None) else "may or may not be kept"
-            raise Unavailable(f"the log's writer said nothing for {APPEND_SECONDS:g} s, the entry {kept}") from None
+        if not self._watching:
+            self._watch(loop)
+        return await future
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail what waits too long; look again when the oldest of the rest will have. One timer for all of them."""
+        late = loop.time() - APPEND_SECONDS
+        for number in [number for number, (since, _) in self._waiting.items() if since <= late]:
+            self._fail(number, self._waiting.pop(number)[1])
+        oldest = next(iter(self._waiting.values()), None)
+        self._watching = oldest is not None
+        if oldest is not None:
+            loop.call_at(oldest[0] + APPEND_SECONDS, self._watch, loop)
+
+    def _fail(self, number: int, future: asyncio.Future[bytes]) -> None:
+        self._hangs = True
+        kept = "was not sent" if self._out.pop(number, None) else "may or may not be kept"
+        if not future.done():
+            said = f"the log's writer said nothing for {APPEND_SECONDS:g} s, the entry {kept}"
+            future.set_exception(Unavailable(said))
 
     def _flush(self) -> None:
         self._sent += len(self._out)

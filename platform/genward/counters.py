@@ -24,7 +24,10 @@ _counters = Table(
     Column("name", Text, primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
-_NEW = text("INSERT INTO counters (name, value) VALUES (:name, 0) ON CONFLICT DO NOTHING")
+_ADVANCE = text(
+    "INSERT INTO counters (name, value) VALUES (:name, :amount)"
+    " ON CONFLICT (name) DO UPDATE SET value = counters.value + :amount RETURNING value"
+)
 _grants = Table(
     "open_grants",
     _metadata,
@@ -45,12 +48,8 @@ class Counters(Limits):
 
     def _advanced(self, name: str, amount: int) -> int:
         """Take positions of a cursor; returns the one behind them."""
-        here = _counters.c.name == name
         with self.store.begin() as c:
-            if not c.execute(update(_counters).where(here).values(value=_counters.c.value + amount)).rowcount:
-                c.execute(_NEW, {"name": name})
-                c.execute(update(_counters).where(here).values(value=_counters.c.value + amount))
-            return int(c.execute(select(_counters.c.value).where(here)).scalar_one())
+            return int(c.execute(_ADVANCE, {"name": name, "amount": amount}).scalar_one())
 
     # cursors
 

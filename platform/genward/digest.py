@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +26,33 @@ class RowsDigest:
 
     def update(self, rows: Rows) -> None:
         """Add rows."""
-        self._numbers.append(np.where(np.isnan(rows.numbers), np.nan, rows.numbers).astype("<f8"))
-        self._codes.append(rows.codes.astype("<i4"))
+        gaps = np.isnan(rows.numbers)
+        numbers = np.where(gaps, np.nan, rows.numbers) if gaps.any() else rows.numbers
+        self._numbers.append(np.ascontiguousarray(numbers, dtype="<f8"))
+        self._codes.append(np.ascontiguousarray(rows.codes, dtype="<i4"))
         self._held += len(rows)
         self.rows += len(rows)
         if self._held >= BLOCK:
             self._flush(self._held // BLOCK * BLOCK)
 
     def _flush(self, until: int) -> None:
-        numbers, codes = np.concatenate(self._numbers), np.concatenate(self._codes)
+        numbers, codes = _joined(self._numbers), _joined(self._codes)
         for start in range(0, until, BLOCK):
-            inner = hashlib.sha256(numbers[start : min(start + BLOCK, until)].tobytes())
-            inner.update(codes[start : min(start + BLOCK, until)].tobytes())
+            inner = hashlib.sha256(numbers[start : min(start + BLOCK, until)])
+            inner.update(codes[start : min(start + BLOCK, until)])
             self._outer.update(inner.digest())
-        self._numbers, self._codes = [numbers[until:]], [codes[until:]]
         self._held -= until
+        self._numbers, self._codes = ([numbers[until:]], [codes[until:]]) if self._held else ([], [])
 
     def final(self) -> str:
         """`sha256:...` over everything added."""
         if self._held:
             self._flush(self._held)
         return f"sha256:{self._outer.hexdigest()}"
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def digest_of(rows: Rows) -> str:

@@ -142,7 +142,7 @@ class Engine:
 
     def _check(self, slots: NDArray[np.int64]) -> None:
         most = LARGEST if self.table.slots is None else self.table.slots
-        if len(slots) and slots.view(np.uint64).max() >= most:  # a negative one is larger than any
+        if len(slots) and np.maximum.reduce(slots.view(np.uint64)) >= most:  # a negative one is larger than any
             raise UsageError(f"the table has slots 0 to {self.table.slots}", where="slots")
 
     def _own(self, key: bytes | None) -> bool:

@@ -57,7 +57,10 @@ class Costs:
 
     def add(self, tenant: str, model: str, rows: int, cost: dict[str, int]) -> None:
         """One settled request, or one grant of a stream."""
-        self._totals[tenant, model].update({"rows": rows, **cost})
+        total = self._totals[tenant, model]
+        total["rows"] += rows
+        for name, value in cost.items():
+            total[name] += value
 
     def lines(self) -> list[str]:
         """Prometheus text."""

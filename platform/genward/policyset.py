@@ -5,6 +5,7 @@ Every verdict is gathered and deny wins: order is no boundary. An exception, sil
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -219,13 +220,15 @@ def _bind(policies: Sequence[Policy]) -> dict[str, list[tuple[str, _Call]]]:
 
 
 def _implementations(manager: pluggy.PluginManager, hook: str, order: Sequence[str]) -> list[tuple[str, _Call]]:
-    found = {impl.plugin_name: _accepting(impl) for impl in getattr(manager.hook, hook).get_hookimpls()}
+    found = {impl.plugin_name: _accepting(impl, hook) for impl in getattr(manager.hook, hook).get_hookimpls()}
     return [(name, found[name]) for name in order if name in found]
 
 
-def _accepting(impl: pluggy.HookImpl) -> _Call:
+def _accepting(impl: pluggy.HookImpl, hook: str) -> _Call:
     """Call with the arguments the implementation asked for, as pluggy does."""
     wanted, function = impl.argnames, impl.function
+    if set(wanted) == set(inspect.signature(getattr(hookspecs, hook)).parameters):
+        return function  # type: ignore[no-any-return]
 
     def call(**given: Any) -> Any:
         return function(*(given[name] for name in wanted))

@@ -83,22 +83,10 @@ class Response:
     pieces: AsyncIterator[bytes] | None = None
 
 
-class _Timed:
-    """Adds the time spent inside to a stage."""
-
-    __slots__ = ("_begun", "_stage", "_times")
-
-    def __init__(self, times: dict[str, float], stage: str) -> None:
-        self._times, self._stage = times, stage
-
-    def __enter__(self) -> None:
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._times[self._stage] = self._times.get(self._stage, 0.0) + time.perf_counter() - self._begun
+_UNDECIDED = Admission(False)
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One request on its way: what is known so far, and how long each stage took."""
 
@@ -109,7 +97,7 @@ class Call:
     principal: Principal | None = None
     served: Served | None = None
     predicate: Predicate | None = None
-    admission: Admission = field(default_factory=lambda: Admission(False))
+    admission: Admission = _UNDECIDED
     policies: PolicySet | None = None
     facts: Facts | None = None
     deadline: float = 0.0
@@ -119,13 +107,16 @@ class Call:
     settled: bool = False
     closed: bool = False  # its leases were handed back
     _request: Request | None = None
+    _lap: float = field(default_factory=time.perf_counter)
 
     def narrow(self, predicate: Predicate) -> None:
         """Take what the policies made of the predicate for what was asked."""
         self.predicate, self._request = predicate, None
 
-    def timed(self, stage: str) -> _Timed:
-        return _Timed(self.times, stage)
+    def lap(self, stage: str) -> None:
+        """A stage has ended: what has passed since the last one did is its time."""
+        now = time.perf_counter()
+        self.times[stage], self._lap = now - self._lap, now
 
     @property
     def request(self) -> Request:
@@ -204,31 +195,31 @@ class Pipeline:
     # stages
 
     def _authenticate(self, call: Call) -> None:
-        with call.timed("authenticate"):
-            call.seen = self._look()
-            call.principal = self.authenticate(call.ask.key, self.clock(), call.seen)
+        call.seen = self._look()
+        call.principal = self.authenticate(call.ask.key, self.clock(), call.seen)
+        call.lap("authenticate")
 
     async def _find(self, call: Call) -> None:
         """The release and the predicate; a release the caller may not see is not there for him."""
-        with call.timed("find"):
-            info = self.registry.resolve(call.ask.model, at=call.seen)
-            if not granted(self._principal(call), info):
-                raise NotFound(f"no release {call.ask.model!r}", remedy="`genward model list` shows them")
-            at_hand = self.shelf.at_hand(info)
-            served = await asyncio.to_thread(self.shelf.get, info) if at_hand is None else at_hand
-            served.info, call.served = info, served  # grants may be newer than the open release
-            check_count(call.ask.n, self.limits.max_rows)
-            check_start(call.ask.start)
-            call.predicate = Predicate.parse(call.ask.where, served.codec.schema)
+        info = self.registry.resolve(call.ask.model, at=call.seen)
+        if not granted(self._principal(call), info):
+            raise NotFound(f"no release {call.ask.model!r}", remedy="`genward model list` shows them")
+        at_hand = self.shelf.at_hand(info)
+        served = await asyncio.to_thread(self.shelf.get, info) if at_hand is None else at_hand
+        served.info, call.served = info, served  # grants may be newer than the open release
+        check_count(call.ask.n, self.limits.max_rows)
+        check_start(call.ask.start)
+        call.predicate = Predicate.parse(call.ask.where, served.codec.schema)
+        call.lap("find")
 
     def _admit(self, call: Call) -> None:
         """Ask the policies; what they add to the predicate is honoured exactly as the caller's own clauses."""
-        with call.timed("admit"):
-            self._decide(call, call.request, _served(call).info)
-            check_choice(_served(call).table.candidates, _policies(call).scores)
-            if call.admission.where and call.predicate is not None:
-                more = Predicate.of(call.admission.where, _served(call).codec.schema)
-                call.narrow(Predicate((*call.predicate.clauses, *more.clauses)))
+        self._decide(call, call.request, _served(call).info)
+        check_choice(_served(call).table.candidates, _policies(call).scores)
+        if call.admission.where and call.predicate is not None:
+            more = Predicate.of(call.admission.where, _served(call).codec.schema)
+            call.narrow(Predicate((*call.predicate.clauses, *more.clauses)))
+        call.lap("admit")
 
     def _named(self, call: Call, model: str) -> ReleaseInfo | None:
         """The release that a reader names, where his tenant may use it."""
@@ -257,12 +248,12 @@ class Pipeline:
     async def _run(self, call: Call) -> Page:
         """Plan, run blocks, choose, filter, screen: on the spot when all blocks are at hand, else in a thread."""
         served, tenant = _served(call), self._principal(call).tenant
-        with call.timed("run"):
-            asked = call.admission.cells, call.ask.n, call.ask.start, call.admission.reach
-            plan = self._pages.plan(served, tenant, call.predicate, *asked)
-            if plan.at_hand(call.ask.n):
-                return self._page(call, plan)
-            return await asyncio.to_thread(self._page, call, plan)
+        asked = call.admission.cells, call.ask.n, call.ask.start, call.admission.reach
+        plan = self._pages.plan(served, tenant, call.predicate, *asked)
+        at_hand = plan.at_hand(call.ask.n)
+        page = self._page(call, plan) if at_hand else await asyncio.to_thread(self._page, call, plan)
+        call.lap("run")
+        return page
 
     def _page(self, call: Call, plan: Any) -> Page:
         fetch = plan.fetcher(call.deadline, self._score(call))
@@ -279,12 +270,13 @@ class Pipeline:
         return (lambda rows: policies.screen(call.request, _facts(call), rows)) if policies.screens else None
 
     def _encoded(self, call: Call, page: Page) -> bytes:
-        with call.timed("encode"), call.meter:
+        with call.meter:
             chosen = self._encoder(call)
             chosen.exhausted = page.exhausted
             body = chosen.whole(page.rows)
-            call.meter.bytes += len(body)
-            return body
+        call.meter.bytes += len(body)
+        call.lap("encode")
+        return body
 
     def _encoder(self, call: Call) -> Encoder:
         return encoder(call.ask.media, _served(call).codec, self._marks(call))
@@ -299,12 +291,12 @@ class Pipeline:
 
     async def _settle(self, call: Call, page: Page) -> int:
         """One durable entry with the plan inline, before the first byte of a body held in memory."""
-        with call.timed("record"):
-            with call.meter:
-                out = {"rows": len(page.rows), "digest": digest_of(page.rows)}
-            cost = self._cost(call, len(page.rows))
-            fields = self._fields(call) | {"plan": page.fields(), "status": "served", "out": out, "cost": cost}
-            index = await self.audit.append_async(record.entry("settle", **fields))
+        with call.meter:
+            out = {"rows": len(page.rows), "digest": digest_of(page.rows)}
+        cost = self._cost(call, len(page.rows))
+        fields = self._fields(call) | {"plan": page.fields(), "status": "served", "out": out, "cost": cost}
+        index = await self.audit.append_async(record.entry("settle", **fields))
+        call.lap("record")
         call.settled = True
         self._pages.settle(page.plan, len(page.rows), page.scanned)
         self._close(call, Outcome("served", len(page.rows), page.scanned))

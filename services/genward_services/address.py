@@ -7,6 +7,7 @@ stands further left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from starlette.types import Scope
@@ -38,6 +39,7 @@ def _forwarded(scope: Scope) -> list[str]:
     return [hop.strip() for hop in ",".join(lines).split(",") if hop.strip()]
 
 
+@lru_cache(4096)
 def _plain(text: str) -> str:
     """One spelling of an address; an IPv4 one that came over IPv6 is itself (RFC 4291 section 2.5.5.2)."""
     try:

@@ -56,7 +56,7 @@ def _ask(request: Request, body: Mapping[str, Any]) -> Ask:
         )
     return Ask(
         key_of(request), request.path_params["name"], whole(body.get("n", 1)), _where(body), _start(body),
-        media_type(request.headers.get("accept", _JSON)),
+        media_type(header(request, b"accept") or _JSON),
     )  # fmt: skip
 
 
@@ -224,8 +224,14 @@ def rules() -> list[Rule]:
 
 def key_of(request: Request) -> Credential:
     """The bearer token, empty without one, which is no valid key; and the address of who sent it."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _, token = header(request, b"authorization").partition(" ")
     return Credential(token.strip() if scheme.lower() == "bearer" else "", request.scope.get(ADDRESS, ""))
+
+
+def header(request: Request, name: bytes) -> str:
+    """A header of a request that the guard let through; empty without one."""
+    passed: Passed = request.scope[PASSED]
+    return passed.headers.get(name, b"").decode("latin-1")
 
 
 def _where(body: Mapping[str, Any]) -> tuple[str, ...]:

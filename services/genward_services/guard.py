@@ -54,11 +54,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A request that the guard let through: its rule, the names in its path, the value of its JSON body."""
+    """A request that the guard let through: its rule, the names in its path, its headers by lower-case name (of one
+    that is doubled the last), the value of its JSON body."""
 
     rule: Rule
     names: Mapping[str, str]
-    value: Any
+    headers: Mapping[bytes, bytes]
+    value: Any = None
 
 
 class Refused(GenwardError):
@@ -88,15 +90,16 @@ class Guard:
         secured = _secured(send)
         try:
             rule, names = self._rule(scope["path"], scope["method"])
+            headers = {name.lower(): value for name, value in scope["headers"]}
             if rule.is_file:
-                scope[PASSED] = Passed(rule, names, None)
-                await self._app(scope, self._file(scope, rule, receive), secured)
+                scope[PASSED] = Passed(rule, names, headers)
+                await self._app(scope, self._file(headers, rule, receive), secured)
                 return
-            body, value = await self._body(scope, rule, receive)
+            body, value = await self._body(headers, rule, receive)
         except GenwardError as error:
             await problem_response(error)(scope, receive, secured)
             return
-        scope[PASSED] = Passed(rule, names, value)
+        scope[PASSED] = Passed(rule, names, headers, value)
         await self._app(scope, _replayed(body, receive), secured)
 
     def _rule(self, path: str, method: str) -> tuple[Rule, Mapping[str, str]]:
@@ -120,8 +123,7 @@ class Guard:
             self._known[path] = here
         return here
 
-    async def _body(self, scope: Scope, rule: Rule, receive: Receive) -> tuple[bytes, Any]:
-        headers = _headers(scope)
+    async def _body(self, headers: Mapping[bytes, bytes], rule: Rule, receive: Receive) -> tuple[bytes, Any]:
         _check_length(headers, self._max_body)
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -135,10 +137,10 @@ class Guard:
         _check_type(headers, rule)
         return body, check_json(body)
 
-    def _file(self, scope: Scope, rule: Rule, receive: Receive) -> Receive:
+    def _file(self, headers: Mapping[bytes, bytes], rule: Rule, receive: Receive) -> Receive:
         """The pieces of a file as they come, until there are too many or they come too slowly. Refusals wait for the
         first look, when its sender is known."""
-        headers, most = _headers(scope), self._max_upload
+        most = self._max_upload
         left, until = most, asyncio.get_running_loop().time() + UPLOAD_SECONDS
 
         async def pieces() -> Message:
@@ -227,10 +229,6 @@ def _short(text: str) -> int:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short)
-
-
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    return {name.lower(): value for name, value in scope["headers"]}
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
