@@ -38,8 +38,8 @@ class RowsDigest:
     def _flush(self, until: int) -> None:
         numbers, codes = _joined(self._numbers), _joined(self._codes)
         for start in range(0, until, BLOCK):
-            inner = hashlib.sha256(numbers[start : min(start + BLOCK, until)])
-            inner.update(codes[start : min(start + BLOCK, until)])
+            inner = hashlib.sha256(numbers[start : min(start + BLOCK, until)].data)
+            inner.update(codes[start : min(start + BLOCK, until)].data)
             self._outer.update(inner.digest())
         self._held -= until
         self._numbers, self._codes = ([numbers[until:]], [codes[until:]]) if self._held else ([], [])

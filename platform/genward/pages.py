@@ -27,6 +27,7 @@ _SHARE = 16  # at most this fraction of a walk: what two workers take at once mu
 _MOST = 64  # without a pool: slots examined for each row asked for, before a page says it is exhausted
 _SLACK = 65_536
 _PIECE = 8192  # slots of one piece of a replay
+_AT_ONCE = 10_000  # slots that an event loop may look up by itself: a millisecond
 
 Score = Callable[[Rows], Any]
 Fetch = Callable[[NDArray[np.int64]], Rows]
@@ -56,7 +57,7 @@ class Plan:
         """Whether a page of n rows is likely to compute nothing."""
         if self.predicate is not None and self.predicate.clauses:
             n *= 4
-        if n > _PIECE or not self.walk.length:
+        if n > _AT_ONCE or not self.walk.length:
             return not self.walk.length
         if self.served.engine.complete:
             return True

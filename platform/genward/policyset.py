@@ -228,7 +228,7 @@ def _accepting(impl: pluggy.HookImpl, hook: str) -> _Call:
     """Call with the arguments the implementation asked for, as pluggy does."""
     wanted, function = impl.argnames, impl.function
     if set(wanted) == set(inspect.signature(getattr(hookspecs, hook)).parameters):
-        return function  # type: ignore[no-any-return]
+        return function
 
     def call(**given: Any) -> Any:
         return function(*(given[name] for name in wanted))
