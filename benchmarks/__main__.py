@@ -14,6 +14,7 @@ NAMES = (
     "quality",
     "evaluation",
     "serving",
+    "policies",
     "private_training",
     "private_utility",
     "pruning",

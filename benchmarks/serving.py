@@ -271,7 +271,7 @@ def start_up(subject: Subject, folder: Path) -> Figures:
     target = Target(port, "/v1/models/pool:1/generate", {"n": 1}, {"authorization": f"Bearer {subject.key}"})
     began = time.perf_counter()
     with started(genward(subject, port), {}, port, folder / "server.log") as process:
-        _first(target)
+        first(target)
         spent = time.perf_counter() - began
         run(target, 8, 200, 5.0)
         memory = {f"{name} ({pid})": size for pid, name, size in _tree(process.pid)}
@@ -295,7 +295,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _first(target: Target) -> None:
+def first(target: Target) -> None:
     until = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -365,7 +365,7 @@ def measure(subject: Subject, folder: Path, parts: Sequence[str], quick: bool) -
         }
         bench = Bench(subject, ports[0], ports[1], ports[2], quick, processes)
         for target in (bench.ask(1), bench.anchor(1), Target(ports[2], "/generate", {"n": 1})):
-            _first(target)
+            first(target)
         warm(bench)
         found = []
         for part in parts:

@@ -104,7 +104,7 @@ class Engine:
             return found
         best = np.zeros(len(slots), dtype=np.intp) if score is None else score(found).reshape(-1, k).argmax(axis=1)
         places = np.arange(len(slots)) * k + best
-        return Rows(found.numbers[places], found.codes[places], found.slots[places])
+        return Rows(found.numbers.take(places, axis=0), found.codes.take(places, axis=0), found.slots.take(places))
 
     def stream(self, start: int, count: int, deadline: float | None = None, key: bytes | None = None) -> Iterator[Rows]:
         """Candidates of consecutive slots, a block at a time; keeps nothing, so memory is flat at any count."""

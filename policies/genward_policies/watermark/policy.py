@@ -242,7 +242,7 @@ class Remembered:
         if not len(slots) or int(slots.max()) >= _LAST_SLOT or len(slots) % k:
             return np.asarray(compute(rows))
         table, places = self._table(name, int(slots.max()) + 1, k), slots[::k]
-        found = table[places]
+        found = table.take(places, axis=0)
         if np.isnan(found).any():
             unknown = np.isnan(found).any(axis=1).repeat(k)
             some = Rows(rows.numbers[unknown], rows.codes[unknown], slots[unknown])
