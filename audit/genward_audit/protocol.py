@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 
 from genward_audit import errors
 
@@ -35,11 +34,10 @@ class Parser:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """(kind, id, body) of every frame that is whole by now; FormatError for a length no frame has."""
-        buffer = self._buffer
+        buffer, found, at = self._buffer, list[tuple[int, int, bytes]](), 0
         buffer += data
-        at = 0
         while len(buffer) - at >= HEAD_BYTES:
             length, kind, number = _HEAD.unpack_from(buffer, at)
             if not 9 <= length <= LARGEST:
@@ -47,9 +45,10 @@ class Parser:
             end = at + 4 + length
             if end > len(buffer):
                 break
-            yield kind, number, bytes(buffer[at + HEAD_BYTES : end])
+            found.append((kind, number, bytes(buffer[at + HEAD_BYTES : end])))
             at = end
         del buffer[:at]
+        return found
 
 
 def pack_error(number: int, error: Exception) -> bytes:

@@ -37,6 +37,13 @@ def test_an_entry_is_there_proved_and_found(join: Callable[..., AuditClient]) ->
     Proof.parse(proof).verify(client.entry(index), [client.vkey()])
 
 
+def test_a_thread_that_asks_again_and_again_keeps_no_answer(join: Callable[..., AuditClient]) -> None:
+    client = join()
+    for number in range(50):
+        client.append(b"entry %d" % number, stamp=False)
+        assert not client._local.connection._parser._buffer
+
+
 def test_several_clients_at_once_start_one_writer(folder: Path) -> None:
     pids, clients = [], []
 
