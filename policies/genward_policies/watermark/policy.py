@@ -229,6 +229,10 @@ def unpacked(data: bytes, scheme: Scheme) -> Levels:
     return found.astype(np.intp)
 
 
+def _of(rows: Rows, wanted: NDArray[np.bool_]) -> Rows:
+    return Rows(rows.numbers[wanted], rows.codes[wanted], rows.slots[wanted])
+
+
 class Remembered:
     """Scores by slot, of the keys used last. They hang on key and row alone, so keeping them changes nothing."""
 
@@ -244,9 +248,9 @@ class Remembered:
         table, places = self._table(name, int(slots.max()) + 1, k), slots[::k]
         found = table.take(places, axis=0)
         if np.isnan(found).any():
-            unknown = np.isnan(found).any(axis=1).repeat(k)
-            some = Rows(rows.numbers[unknown], rows.codes[unknown], slots[unknown])
-            found.reshape(-1)[unknown] = compute(some)
+            unknown = np.isnan(found).any(axis=1)
+            some = rows if unknown.all() else _of(rows, unknown.repeat(k))  # a new page is not copied
+            found[unknown] = np.asarray(compute(some)).reshape(-1, k)
             table[places] = found
         return found.reshape(-1)
 

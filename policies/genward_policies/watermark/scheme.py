@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from genward.errors import CheckFailed, IntegrityError
 from genward.strictjson import canonical, parse
+from genward_policies.watermark.ranks import Table
 
 FILE = "watermark.json"
 FORMAT = "genward.watermark/1"
@@ -27,6 +28,7 @@ _HASH = 48  # bits of a cell below its hash's number
 _LITTLE = 0.3  # bits that a column must add to a hash
 _STEADY = 4  # a column that keeps half of its bins under attack is worth a sixteenth
 _LIMIT = 64 << 20
+_FEW, _WIDE = 256, 1 << 20  # rows that are looked up at one stroke, in a table of so many numbers
 
 Levels = NDArray[np.intp]  # (n, columns): 0 is missing
 Cells = NDArray[np.uint64]  # (n, hashes)
@@ -49,13 +51,11 @@ class Axis:
         """Levels of numbers (NaN is missing) or of codes (-1 is missing)."""
         if self.words:
             return np.clip(values.astype(np.intp), -1, self.words - 1) + 1
-        found = np.searchsorted(self._edges, values, side="right") + 1
-        found[np.isnan(values)] = 0
-        return found
+        return self._table(np.asarray(values, dtype=np.float64))
 
     @cached_property
-    def _edges(self) -> NDArray[np.float64]:
-        return np.array(self.edges, dtype=np.float64)
+    def _table(self) -> Table:
+        return Table(np.array(self.edges, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Scheme:
 
     def cells(self, levels: Levels, hashes: Sequence[int] | None = None) -> Cells:
         """The cell of each row in each hash, or in some of them; equal cells are equal numbers."""
+        if hashes is None and len(levels) <= _FEW and self._few:
+            return np.asarray(self._wide.take(levels + self._starts, axis=0).sum(axis=1))
         chosen = range(len(self.hashes)) if hashes is None else hashes
         columns = np.ascontiguousarray(levels.T)
         out = np.empty((len(chosen), len(levels)), dtype=np.uint64)
@@ -92,6 +94,26 @@ class Scheme:
     def _tables(self) -> list[list[tuple[int, NDArray[np.uint64]]]]:
         """What each level of each column adds to a cell."""
         return [self._of_hash(number) for number in range(len(self.hashes))]
+
+    @cached_property
+    def _few(self) -> bool:
+        """Whether `_wide` is small."""
+        return sum(axis.size for axis in self.axes) * len(self.hashes) <= _WIDE
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        """Where the levels of each column begin in `_wide`."""
+        return np.cumsum([0, *(axis.size for axis in self.axes)])[:-1]
+
+    @cached_property
+    def _wide(self) -> NDArray[np.uint64]:
+        """The same by (level of a column, hash), 0 where a hash lacks the column: few rows at one stroke."""
+        found = np.zeros((sum(axis.size for axis in self.axes), len(self.hashes)), dtype=np.uint64)
+        for number, tables in enumerate(self._tables):
+            for column, table in tables:
+                start = self._starts[column]
+                found[start : start + len(table), number] = table
+        return found
 
     def _of_hash(self, number: int) -> list[tuple[int, NDArray[np.uint64]]]:
         stride, found = 1, []
