@@ -185,6 +185,7 @@ class Campaign:
             self._platform.run(self._together(min(TOGETHER, requests - sent)))
             if sum(map(len, self._held.values())) > 20_000:
                 self._look()
+                print(f"{sent} sent, {self.counts['rows']} rows looked at", flush=True)
         self._look()
         return self.counts
 
