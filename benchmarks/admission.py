@@ -1,7 +1,9 @@
-"""What admission costs: authenticate, Cedar, slice, lease; and how long recorded decisions take to be made again.
+"""What admission costs: authenticate, Cedar, slice, lease, sketch; and how long recorded decisions take to be made
+again.
 
 508 policies (500 grants of tenants with slices, roles, and a forbid with its case), 10,000 keys of 500 tenants, SQLite,
-live leases of the quota and of the grant's rows a day. Runs in a state folder of its own with one small release.
+live leases of the quota and of the grant's rows a day, the extraction policy's share and its sketch of the conditions,
+which are drawn anew for each request. Runs in a state folder of its own with one small release.
 
     python -m benchmarks.admission [--requests 5000] [--decisions 100000]
 """
@@ -31,7 +33,8 @@ from genward_policies.access.dryrun import flips
 from genward_policies.access.rules import Decision, Rules
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
-TENANTS, KEYS, PHASE = 500, 10_000, "PROPERTY: BCC/FCC/other"
+TENANTS, KEYS, PHASE, YEAR = 500, 10_000, "PROPERTY: BCC/FCC/other", "REFERENCE: year"
+BUSY = 300  # keys whose sketches a worker holds in memory (it holds 512)
 NIGHT = '@id("small") forbid(principal, action == Action::"generate", resource) when { context.n > 1000000 };'
 
 
@@ -55,7 +58,8 @@ def prepare(folder: Path) -> tuple[Platform, list[str]]:
     dataset = platform.add_dataset(DATA / "mpea_alloys.csv", schema=DATA / "mpea_alloys.yaml")
     document = {"apiVersion": "genward/v1", "kind": "Policy", "name": "bench", "access": access(), "quality": {
         "tstr_drop_max": None, "exact_copies_max": None}, "quota": {
-        "rows": {"per_request": 10**7, "per_key_day": 10**9}, "requests": {"per_key_minute": 10**6}}}  # fmt: skip
+        "rows": {"per_request": 10**7, "per_key_day": 10**9}, "requests": {"per_key_minute": 10**6}}, "extraction": {
+        "attackers": ["kde"], "calibration_cpu_seconds": 10}}  # fmt: skip
     platform.release(_candidate(platform, dataset.name, document), "pool", slots=3000, evaluate_rows=300, grant=["*"])
     return platform, _keys(platform)
 
@@ -98,22 +102,25 @@ def admissions(platform: Platform, keys: list[str]) -> list[dict[str, float]]:
     schema = pipeline.shelf.get(info).codec.schema
     digest, _ = registry.active_policy()
     policies = platform.policies()
-    found = []
+    found, draw = [], random.Random(0)
     for shown in keys:
         key = Credential(shown, LOCAL)
         t0 = time.perf_counter()
         principal = pipeline.authenticate(key, time.time(), registry.change_counter())
         t1 = time.perf_counter()
-        where = Predicate.parse([f"{PHASE}=FCC"], schema).conditions
+        where = Predicate.parse([f"{PHASE}=FCC", f"{YEAR}>={draw.randint(2004, 2018)}"], schema).conditions
         request = Request(f"r{len(found)}", "generate", info.name, 10, where)
         t2 = time.perf_counter()
-        admission = policies.admit(request, Facts(principal, time.time(), digest, info, LOCAL))
+        facts = Facts(principal, time.time(), digest, info, LOCAL)
+        admission = policies.admit(request, facts)
         t3 = time.perf_counter()
         policies.settle(admission.leases, Outcome("served", 10))
         t4 = time.perf_counter()
+        policies.observe(request, facts, Outcome("served", 10))
+        t5 = time.perf_counter()
         assert admission.allow, admission.reasons
-        times = {"authenticate": t1 - t0, "parse": t2 - t1, "admit": t3 - t2, "settle": t4 - t3}
-        times["admission"] = times["authenticate"] + times["admit"]
+        times = {"authenticate": t1 - t0, "parse": t2 - t1, "admit": t3 - t2, "settle": t4 - t3, "sketch": t5 - t4}
+        times["admission"] = times["authenticate"] + times["admit"] + times["sketch"]
         found.append({name: 1000 * spent for name, spent in times.items()})
     return found
 
@@ -150,7 +157,8 @@ def main() -> None:
         platform, keys = prepare(Path(name))
         access_ = platform.policies()._policies["access"]
         print(f"{len(access_._rules.policies)} policies, {KEYS} keys")
-        runs = {"10,000 keys, each for the first time": keys, "each seen before": _drawn(keys, given.requests)}
+        runs = {"10,000 keys, each for the first time": keys, "each seen before": _drawn(keys, given.requests),
+                f"{BUSY} busy keys": _drawn(keys[:BUSY], given.requests)}  # fmt: skip
         for what, some in runs.items():
             found = admissions(platform, some)
             print(f"{what}: n = {len(some)}")

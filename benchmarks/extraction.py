@@ -1,8 +1,8 @@
-"""Figures of the policy `extraction`: `python -m benchmarks.extraction [--seconds 40] [--only curves detection]`.
+"""Figures of the policy `extraction`: `python benchmarks/extraction.py [--seconds 40] [--only curves honest]`.
 
 Three real tables; on each a VAE of so many CPU seconds. Curves are fitted on 100 to 3,000 delivered rows and held
-against copies of 10,000 and 20,000 other ones. Honest cost: distance to held-out rows and usefulness of rows from the
-pool of `max_risk.release: 0.8` over as many rows without a pool. Detection is on simulated traffic (`Traffic`). Writes
+against copies of 10,000 and 20,000 other ones. Honest cost: distance to held-out rows and usefulness of rows from
+pools of `max_risk.release: 0.8` over as many rows without a pool. Detection is on simulated traffic (`Traffic`). Writes
 benchmarks/results/extraction.json. `perov5.csv` is read from ../shared/data; without it that table is left out.
 """
 
@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
+from extraction_honest import Judge, cases, line
 
 from genward.attacker import Target
 from genward.candidate import Candidate, Recipe
@@ -69,7 +70,7 @@ def perovskites() -> pa.Table:
 
 
 def release(name: str, table: pa.Table, schema: Schema, seconds: float, folder: Path) -> tuple[Any, Any, Any, Any]:
-    """(candidate, drawing of encoded rows, train, test) of a VAE trained for so long."""
+    """(candidate, engine without a pool, drawing of encoded rows, test) of a VAE trained for so long."""
     from genward.engine import choose_block
     from genward.release import export_checked, public_engine
     from genward.train import TrainOptions, train
@@ -84,20 +85,24 @@ def release(name: str, table: pa.Table, schema: Schema, seconds: float, folder: 
     train(candidate.family, candidate.config, codec.spec, records, folder / name, options, Silent())
     exported, _ = export_checked(candidate, candidate.network(), Silent())
     engine = public_engine(candidate, exported, Table(None, 1, choose_block(exported.data, exported.meta)))
-    return candidate, drawing(engine, codec), rows, test
+    return candidate, engine, drawing(engine, codec), test
 
 
-def curves(candidate: Any, draw: Any, test: pa.Table) -> tuple[dict[str, Any], Profile]:
-    """Calibrate, then hold the fit against more rows than it has seen."""
-    attackers = list(candidate_attackers())
+def calibrated(candidate: Any, draw: Any, test: pa.Table) -> tuple[Profile, Target, float]:
+    """(profile, what the thief knew, CPU seconds) of the default calibration."""
     target = Target(candidate.codec.spec, candidate.family, candidate.config)
     began = time.process_time()
-    profile = profile_of(Portfolio(draw, target, attackers, encoded(candidate.codec, test), 60).run(Silent()))
-    spent = time.process_time() - began
-    found: dict[str, Any] = {"calibration_cpu_seconds": round(spent, 1), "fit": profile.fidelity.curve.__dict__}
+    portfolio = Portfolio(draw, target, candidate_attackers(), encoded(candidate.codec, test), 60)
+    profile = profile_of(portfolio.run(Silent()))
+    return profile, target, time.process_time() - began
+
+
+def curves(profile: Profile, target: Target, draw: Any) -> dict[str, Any]:
+    """The fit against more rows than it has seen."""
+    found: dict[str, Any] = {"fit": profile.fidelity.curve.__dict__}
     found["rows_at_risk"] = {str(r): profile.rows_at(r) for r in (0.5, 0.8, 0.95)}
     found["long"] = {str(n): long(profile, target, draw, n) for n in LONG}
-    return found, profile
+    return found | {"colluders": colluders(profile.rows_at(0.8), profile.rows_at(0.5))}
 
 
 def candidate_attackers() -> list[Any]:
@@ -128,27 +133,15 @@ def long(profile: Profile, target: Target, draw: Any, n: int, repeats: int = 6, 
     }
 
 
-def honest(name: str, candidate: Any, draw: Any, test: pa.Table, slots: int) -> dict[str, Any]:
-    """What the pool costs who takes n rows of it, over who takes n rows without one: means over draws."""
-    from genward_policies.pruning.quality import usefulness
-
-    codec = candidate.codec
-    real = encoded(codec, test)
-    space = Space.fit(encoded(codec, test))
-    normal = space.normal(real)
-    own, number = target_field(codec, TARGETS[name])
-    found = {}
-    for n in (1000, slots, 10_000):
-        pairs = []
-        for i in range(4):
-            fresh = draw(ELSEWHERE + i * 50_000, n)
-            pool = draw(ELSEWHERE + 500_000 + i * 50_000, slots)
-            held = pool[np.random.default_rng(i).permutation(np.resize(np.arange(slots), n))]
-            sides = [(frechet(space.normal(x), normal), usefulness(x, real, own, number)) for x in (fresh, held)]
-            pairs.append([value for side in sides for value in side])
-        free, useful, pooled, less = np.mean(pairs, axis=0)
-        found[str(n)] = {"frechet_ratio": pooled / free, "tstr_loss": useful - less, "frechet": free, "tstr": useful}
-    return {"slots": slots, "rows": found}
+def honest(name: str, candidate: Any, engine: Any, test: pa.Table, profile: Profile, scale: float) -> list[Any]:
+    """What the default pool costs who takes rows of it, over who takes as many rows without one."""
+    codec, slots, share = candidate.codec, profile.rows_at(0.8), profile.rows_at(0.5)
+    judge = Judge(engine, codec, encoded(codec, test), *target_field(codec, TARGETS[name]))
+    found = []
+    for case in cases(slots, share, scale):
+        found.append(judge.case(slots, case))
+        print(name, line(found[-1]), flush=True)
+    return found
 
 
 def target_field(codec: TableCodec, name: str) -> tuple[slice, bool]:
@@ -197,24 +190,34 @@ def flagged(stream: Any, places: Places, streams: int) -> dict[str, float]:
     }
 
 
+def released(name: str, table: pa.Table, schema: Schema, options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked for of one table's release."""
+    with tempfile.TemporaryDirectory() as folder:
+        candidate, engine, draw, test = release(name, table, schema, options.seconds, Path(folder))
+    profile, target, spent = calibrated(candidate, draw, test)
+    found: dict[str, Any] = {"calibration_cpu_seconds": round(spent, 1)}
+    if "curves" in options.only:
+        found |= curves(profile, target, draw)
+    if "honest" in options.only:
+        found["honest"] = honest(name, candidate, engine, test, profile, options.draws)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=40.0, help="CPU seconds of each training")
     parser.add_argument("--streams", type=int, default=100)
-    parser.add_argument("--only", nargs="*", default=["curves", "detection"])
+    parser.add_argument("--draws", type=float, default=1.0, help="draws of honest cost, over the usual number")
+    parser.add_argument("--only", nargs="*", default=["curves", "honest", "detection"])
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for name, (table, schema) in tables().items():
         if "detection" in options.only:
             results.setdefault("detection", {})[name] = detection(table, schema, options.streams)
             print(name, json.dumps(results["detection"][name]), flush=True)
-        if "curves" in options.only:
-            with tempfile.TemporaryDirectory() as folder:
-                candidate, draw, _, test = release(name, table, schema, options.seconds, Path(folder))
-            found, profile = curves(candidate, draw, test)
-            slots, share = profile.rows_at(0.8), profile.rows_at(0.5)
-            found |= {"honest": honest(name, candidate, draw, test, slots), "colluders": colluders(slots, share)}
-            results.setdefault("curves", {})[name] = found
+        if {"curves", "honest"} & {*options.only}:
+            found = released(name, table, schema, options)
+            results.setdefault("curves", {}).setdefault(name, {}).update(found)
             print(name, json.dumps(found), flush=True)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(results, indent=1))

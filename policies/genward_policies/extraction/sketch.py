@@ -6,9 +6,9 @@ saw since they last wrote, and nobody waits for a lock on the way of a request.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,16 +81,17 @@ class Sketch:
             self.counts[2] += known[1]
             self.cells[query.coarse] += 1
             if query.surprise is not None:
-                self.counts[3:] += 1, query.surprise
+                self.counts[3] += 1
+                self.counts[4] += query.surprise
         _set(self.exact, query.exact)
         _set(self.fine, query.fine)
 
     def _seen(self, query: Query, before: Sketch | None) -> tuple[bool, bool]:
-        """Whether the very conditions were asked before, and whether something beside them was."""
-        sides = [self] if before is None else [self, before]
-        exact = any(_get(side.exact, query.exact) for side in sides)
-        near = any(_get(side.fine, place) for side in sides for place in (query.fine, *query.near))
-        return exact, near
+        """Whether the very conditions were asked before; where they were not, whether something beside them was."""
+        sides = (self,) if before is None else (self, before)
+        if any(_get(side.exact, query.exact) for side in sides):
+            return True, True
+        return False, any(_get(side.fine, place) for side in sides for place in (query.fine, *query.near))
 
     def plus(self, other: Sketch) -> Sketch:
         """The sketch of both streams."""
@@ -113,11 +114,11 @@ class Sketch:
 
 
 def _get(bits: NDArray[np.uint8], place: int) -> bool:
-    return bool(bits[place >> 3] >> (place & 7) & 1)
+    return bool(bits.item(place >> 3) >> (place & 7) & 1)  # a Python number: numpy's own scalars take twice as long
 
 
 def _set(bits: NDArray[np.uint8], place: int) -> None:
-    bits[place >> 3] |= np.uint8(1 << (place & 7))
+    bits[place >> 3] = bits.item(place >> 3) | 1 << (place & 7)
 
 
 class Places:
@@ -125,7 +126,7 @@ class Places:
 
     def __init__(self, codec: TableCodec) -> None:
         self._ranges: dict[str, tuple[float, float]] = {}
-        self._surprises: dict[str, NDArray[np.float64]] = {}
+        self._surprises: dict[str, list[float]] = {}
         for column in codec.schema.columns:
             if column.is_number:
                 low, high = codec.quantiles[column.name].ends
@@ -134,51 +135,63 @@ class Places:
 
     def of(self, conditions: Sequence[Condition]) -> Query:
         """The places of a request's conditions; their order does not count."""
-        asked = sorted(conditions, key=lambda item: (item.column, item.op, str(item.value)))
-        exact = [f"{c.column}\0{c.op}\0{c.value!r}" for c in asked]
-        fine, coarse = ([self._bin(c, bins) for c in asked] for bins in (FINE_BINS, COARSE_BINS))
-        names = [f"{c.column}\0{c.op}" for c in asked]
-        places = _hash(exact, EXACT), _place(names, fine, FINE), _place(names, coarse, CELLS), _beside(names, fine)
-        return Query(*places, self._surprise(asked))
+        asked = sorted(conditions, key=_order) if len(conditions) > 1 else conditions
+        names = [f"{c.column}\0{c.op}\0" for c in asked]
+        exact = [f"{name}{c.value!r}" for name, c in zip(names, asked, strict=True)]
+        at = [self._at(c) for c in asked]
+        fine = [_bin(share, FINE_BINS) for share in at]
+        places = _hash(exact, EXACT), _hash(_bins(names, fine), FINE)
+        coarse = _hash(_bins(names, [_bin(share, COARSE_BINS) for share in at]), CELLS)
+        return Query(*places, coarse, _beside(names, fine), self._surprise(asked, at))
 
-    def _surprise(self, asked: Sequence[Condition]) -> int | None:
+    def _surprise(self, asked: Sequence[Condition], at: Sequence[float | str]) -> int | None:
         """Of the numbers of a query, their mean."""
-        bins = [(c.column, self._bin(c, _DENSITY_BINS)) for c in asked]
-        found = [self._surprises[column][place] for column, place in bins if isinstance(place, int)]
-        return round(1000 * float(np.mean(found))) if found else None
+        found = [
+            self._surprises[c.column][_bin(share, _DENSITY_BINS)]  # type: ignore[index]
+            for c, share in zip(asked, at, strict=True)
+            if not isinstance(share, str)
+        ]
+        return round(1000 * sum(found) / len(found)) if found else None
 
-    def _bin(self, condition: Condition, bins: int) -> int | str:
-        value = condition.value
-        if condition.column not in self._ranges or isinstance(value, (str, bool, tuple)):
+    def _at(self, condition: Condition) -> float | str:
+        """Where a number lies in its column's range, 0 to 1; any other value as a word."""
+        value, ends = condition.value, self._ranges.get(condition.column)
+        if ends is None or isinstance(value, (str, bool, tuple)):
             return str(value)
-        low, high = self._ranges[condition.column]
-        return int(min(max((float(value) - low) / (high - low), 0.0), 1.0) * (bins - 1) + 0.5)
+        return min(max((float(value) - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0)
 
 
-def _surprises(quantiles: Quantiles, low: float, high: float) -> NDArray[np.float64]:
+def _order(condition: Condition) -> tuple[str, str, str]:
+    return condition.column, condition.op, str(condition.value)
+
+
+def _bin(share: float | str, bins: int) -> int | str:
+    return share if isinstance(share, str) else int(share * (bins - 1) + 0.5)
+
+
+def _surprises(quantiles: Quantiles, low: float, high: float) -> list[float]:
     """How unlikely a row's value is in each bin of the range, less the mean of that over rows; nats."""
     middles = np.linspace(low, high, _DENSITY_BINS)
     edges = [quantiles.cdf(float(v)) for v in (middles[1:] + middles[:-1]) / 2]
     shares = np.maximum(np.diff([0.0, *edges, 1.0]), _LEAST_SHARE)
     shares /= shares.sum()
     found: NDArray[np.float64] = -np.log(shares)
-    return found - float(shares @ found)
+    return [float(v) for v in found - float(shares @ found)]
 
 
 def _beside(names: Sequence[str], fine: Sequence[int | str]) -> tuple[int, ...]:
     """Places with one number a bin off."""
-    moved = [
-        [*fine[:i], place + step, *fine[i + 1 :]]
-        for i, place in enumerate(fine[:4])
-        if isinstance(place, int)
-        for step in (-1, 1)
-    ]
-    return tuple(_place(names, bins, FINE) for bins in moved)
+    parts, found = _bins(names, fine), []
+    for i, place in enumerate(fine[:4]):
+        if isinstance(place, int):
+            before, after = parts[:i], parts[i + 1 :]
+            found += [_hash([*before, f"{names[i]}{moved}", *after], FINE) for moved in (place - 1, place + 1)]
+    return tuple(found)
 
 
-def _place(names: Sequence[str], bins: Sequence[int | str], size: int) -> int:
-    return _hash([f"{name}\0{place}" for name, place in zip(names, bins, strict=True)], size)
+def _bins(names: Sequence[str], bins: Sequence[int | str]) -> list[str]:
+    return [f"{name}{place}" for name, place in zip(names, bins, strict=True)]
 
 
 def _hash(parts: Sequence[str], size: int) -> int:
-    return int.from_bytes(hashlib.blake2b("\1".join(parts).encode(), digest_size=4).digest(), "little") % size
+    return int.from_bytes(blake2b("\1".join(parts).encode(), digest_size=4).digest(), "little") % size

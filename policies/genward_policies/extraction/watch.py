@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EVERY = 25  # queries between two looks at a sketch
 KNOWN_SECONDS = 2.0  # for which a level that was looked up is believed
-_KEPT = 512  # sketches in a worker's memory
+_KEPT = 512  # sketches in a worker's memory; twice as many while requests are under way
 LEVELS = ("none", "record", "slow", "deny")
 _STRIKES = (1, 2, 4)  # looks in a row that were suspicious, for each level
 _metadata = MetaData()
@@ -66,6 +66,9 @@ class Watch:
         name = name_of(facts)
         with self._lock:
             held = self._get(name)
+            self._trim(
+                2 * _KEPT
+            )  # what is written takes time, which a request should not wait for: `add` comes after it
             if time.monotonic() - held.looked > KNOWN_SECONDS:
                 self._read(name, held)
             return level(held.strikes)
@@ -75,6 +78,7 @@ class Watch:
         name = name_of(facts)
         with self._lock:
             held = self._get(name)
+            self._trim(_KEPT)
             held.since.add(query, held.base)
             if held.since.queries >= EVERY:
                 self._write(name, held)
@@ -95,9 +99,12 @@ class Watch:
     def _get(self, name: str) -> _Watched:
         held = self._held.pop(name, None) or _Watched()
         self._held[name] = held
-        while len(self._held) > _KEPT:
-            self._flush(*self._held.popitem(last=False))
         return held
+
+    def _trim(self, most: int) -> None:
+        """Let go of the keys that were not seen for longest."""
+        while len(self._held) > most:
+            self._flush(*self._held.popitem(last=False))
 
     def _flush(self, name: str, held: _Watched) -> None:
         if held.since.queries:

@@ -58,8 +58,9 @@ def _end(folder: Path, processes_of: Any) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _activate(platform: Platform, settings: str) -> str:
-    digest = platform.propose_policy(POLICY.format(settings=settings))
+def _activate(platform: Platform, settings: str, more: str = "") -> str:
+    """Make the document with other settings of the policy active, and perhaps with one more policy in it."""
+    digest = platform.propose_policy(POLICY.format(settings=settings) + more)
     platform.approve_policy(digest)
     return platform.activate_policy(digest)
 
@@ -79,6 +80,12 @@ def guarded(calibrated: Path, processes_of: Any) -> Iterator[Platform]:
 @pytest.fixture
 def under() -> Callable[..., str]:
     """Make other settings of the policy active."""
+    return _activate
+
+
+@pytest.fixture(scope="session")
+def activate() -> Callable[..., str]:
+    """The same for fixtures that live longer."""
     return _activate
 
 

@@ -275,3 +275,24 @@ def test_conditions_of_requests_are_watched_through_the_pipeline(guarded: Any) -
         client.generate("guarded", n=1, where=[f"PROPERTY: Calculated Density (g/cm$^3$) > {2 + i / 10}"])
     (row,) = guarded.pipeline._active(None)._policies["extraction"]._watch.listed()
     assert (row["queries"], row["new"], row["tenant"]) == (EVERY, EVERY, "acme")
+
+
+def test_a_worker_with_many_keys_writes_after_responses_and_forgets_nothing(guarded: Any, monkeypatch: Any) -> None:
+    from genward_policies.extraction import watch as module
+
+    monkeypatch.setattr(module, "_KEPT", 2)
+    watch, keys = Watch(guarded._context, guarded.counters), [_facts(guarded, f"k{i}") for i in range(4)]
+
+    def written() -> dict[str, int]:
+        return {row["key"]: row["queries"] for row in watch.listed()}
+
+    for key in keys[:2]:
+        watch.add(key, Query(1, 1, 1, ()))
+    assert [watch.level(key) for key in keys] == [0] * 4
+    assert written() == {}
+    for key in keys[2:]:
+        watch.add(key, Query(1, 1, 1, ()))
+    assert written() == {"k0": 1, "k1": 1}
+    for key in keys:
+        watch.add(key, Query(2, 2, 2, ()))
+    assert written() == {"k0": 2, "k1": 2, "k2": 1, "k3": 1}
