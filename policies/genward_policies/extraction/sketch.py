@@ -1,8 +1,4 @@
-"""What is remembered of a key's conditions: counts and bits in fixed memory, whatever is asked and however often.
-
-Two sketches add up to the sketch of both streams, in any order: counts add, bits unite. So workers each keep what they
-saw since they last wrote, and nobody waits for a lock on the way of a request.
-"""
+"""What is remembered of a key's conditions: counts and bits in fixed memory, whatever is asked and however often."""
 
 from __future__ import annotations
 
@@ -72,9 +68,9 @@ class Sketch:
         """Nats a new query with numbers, drawn towards nothing while there are few."""
         return float(self.counts[4]) / 1000 / (float(self.counts[3]) + _PRIOR)
 
-    def add(self, query: Query, before: Sketch | None = None) -> None:
-        """Count a query; `before` is what was seen earlier, where this sketch holds only what came since."""
-        known = self._seen(query, before)
+    def add(self, query: Query) -> None:
+        """Count a query."""
+        known = self._seen(query)
         self.counts[0] += 1
         if not known[0]:
             self.counts[1] += 1
@@ -86,17 +82,11 @@ class Sketch:
         _set(self.exact, query.exact)
         _set(self.fine, query.fine)
 
-    def _seen(self, query: Query, before: Sketch | None) -> tuple[bool, bool]:
+    def _seen(self, query: Query) -> tuple[bool, bool]:
         """Whether the very conditions were asked before; where they were not, whether something beside them was."""
-        sides = (self,) if before is None else (self, before)
-        if any(_get(side.exact, query.exact) for side in sides):
+        if _get(self.exact, query.exact):
             return True, True
-        return False, any(_get(side.fine, place) for side in sides for place in (query.fine, *query.near))
-
-    def plus(self, other: Sketch) -> Sketch:
-        """The sketch of both streams."""
-        added = self.counts + other.counts, self.cells + other.cells
-        return Sketch(*added, self.exact | other.exact, self.fine | other.fine)
+        return False, any(_get(self.fine, place) for place in (query.fine, *query.near))
 
     def to_bytes(self) -> bytes:
         """Little-endian counts and cells, then the bits; always as many bytes."""

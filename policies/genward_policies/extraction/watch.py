@@ -1,8 +1,9 @@
 """Who is watched: a sketch for each key and release, in the store that all workers share, and how often it was
 flagged.
 
-A worker adds to its own copy and writes every few requests; what a killed worker had not written is forgotten. A flag
-is in the log, by an id that only this installation can tie to a key, before it has any effect.
+A worker keeps the last few queries of each key and adds them to its sketch together, after a response; what a killed
+worker had not written is forgotten. A flag is in the log, by an id that only this installation can tie to a key, before
+it has any effect.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, Table, Text, delete, insert, select, update
+from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text, delete, insert, select, update
 
 from genward import record
 from genward.contracts import Facts
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from genward.policy import PolicyContext
 
 EVERY = 25  # queries between two looks at a sketch
-KNOWN_SECONDS = 2.0  # for which a level that was looked up is believed
-_KEPT = 512  # sketches in a worker's memory; twice as many while requests are under way
+KNOWN_SECONDS = 2.0  # for which what was read of all flags is believed
+_KEPT = 1 << 16  # queries of all keys in a worker's memory: 30 MB at most
 LEVELS = ("none", "record", "slow", "deny")
 _STRIKES = (1, 2, 4)  # looks in a row that were suspicious, for each level
 _metadata = MetaData()
@@ -40,15 +40,8 @@ _watched = Table(
     Column("strikes", Integer, nullable=False),
     Column("score", Float, nullable=False),
     Column("changed", Float, nullable=False),
+    Index("extraction_watch_strikes", "strikes"),  # a row is 18 kB: flags are found without looking at all of them
 )
-
-
-@dataclass
-class _Watched:
-    base: Sketch = field(default_factory=Sketch)  # as it was last written or read,
-    since: Sketch = field(default_factory=Sketch)  # and what came since
-    strikes: int = 0
-    looked: float = float("-inf")
 
 
 class Watch:
@@ -59,34 +52,35 @@ class Watch:
         with self._store.begin() as c:
             _metadata.create_all(c)
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, _Watched] = OrderedDict()
+        self._waiting: OrderedDict[str, list[Query]] = OrderedDict()  # not written yet, by key
+        self._count = 0  # of them all
+        self._flagged: dict[str, int] = {}
+        self._looked = float("-inf")
 
     def level(self, facts: Facts) -> int:
         """0 for a key that is not flagged, up to 3."""
-        name = name_of(facts)
         with self._lock:
-            held = self._get(name)
-            self._trim(
-                2 * _KEPT
-            )  # what is written takes time, which a request should not wait for: `add` comes after it
-            if time.monotonic() - held.looked > KNOWN_SECONDS:
-                self._read(name, held)
-            return level(held.strikes)
+            if time.monotonic() - self._looked > KNOWN_SECONDS:
+                self._flagged, self._looked = self._read(), time.monotonic()
+            return level(self._flagged.get(name_of(facts), 0))
 
     def add(self, facts: Facts, query: Query) -> None:
-        """Count a query; every few of them write the sketch and look at it."""
+        """Count a query; every few of a key are added to its sketch, which is then looked at."""
         name = name_of(facts)
         with self._lock:
-            held = self._get(name)
-            self._trim(_KEPT)
-            held.since.add(query, held.base)
-            if held.since.queries >= EVERY:
-                self._write(name, held)
+            waiting = self._waiting.pop(name, [])
+            self._waiting[name] = [*waiting, query]
+            self._count += 1
+            if len(waiting) + 1 >= EVERY:
+                self._write(name)
+            while self._count > _KEPT:  # those that were not seen for longest
+                self._write(next(iter(self._waiting)))
 
     def reset(self, name: str) -> bool:
         """Forget everything about a key on a release; False when nothing was known."""
         with self._lock:
-            self._held.pop(name, None)
+            self._count -= len(self._waiting.pop(name, ()))
+            self._flagged.pop(name, None)
             with self._store.begin() as c:
                 return bool(c.execute(delete(_watched).where(_watched.c.name == name)).rowcount)
 
@@ -96,46 +90,28 @@ class Watch:
             rows = c.execute(select(_watched).order_by(_watched.c.score.desc())).mappings().all()
         return [_row(row) for row in rows]
 
-    def _get(self, name: str) -> _Watched:
-        held = self._held.pop(name, None) or _Watched()
-        self._held[name] = held
-        return held
-
-    def _trim(self, most: int) -> None:
-        """Let go of the keys that were not seen for longest."""
-        while len(self._held) > most:
-            self._flush(*self._held.popitem(last=False))
-
-    def _flush(self, name: str, held: _Watched) -> None:
-        if held.since.queries:
-            self._write(name, held)
-
-    def _read(self, name: str, held: _Watched) -> None:
+    def _read(self) -> dict[str, int]:
+        """Strikes of the keys that have some."""
         with self._store.begin() as c:
-            row = c.execute(select(_watched).where(_watched.c.name == name)).mappings().first()
-        self._take(held, row)
+            rows = c.execute(select(_watched.c.name, _watched.c.strikes).where(_watched.c.strikes > 0))
+            return {row.name: int(row.strikes) for row in rows}
 
-    def _take(self, held: _Watched, row: Any) -> None:
-        """What the store says; nothing where something was: it was reset, and what came before it is forgotten."""
-        if row is None and held.base.queries:
-            held.since = Sketch()
-        held.base = Sketch() if row is None else Sketch.from_bytes(row["sketch"])
-        held.strikes, held.looked = (0 if row is None else int(row["strikes"])), time.monotonic()
-
-    def _write(self, name: str, held: _Watched) -> None:
-        """Add what came since to what the store has, look at the sum, and write it. A flag is in the log first."""
+    def _write(self, name: str) -> None:
+        """Add what waits to what the store has, look at it, and write it. A flag is in the log first."""
+        queries, mine = self._waiting[name], _watched.c.name == name
         with self._store.begin() as c:
-            row = c.execute(select(_watched).where(_watched.c.name == name).with_for_update()).mappings().first()
-            self._take(held, row)
-            both = held.base.plus(held.since)
-            score = suspicion(both)
-            strikes = held.strikes + 1 if score >= 1 else max(0, held.strikes - 1)
-            if level(strikes) != level(held.strikes):
+            row = c.execute(select(_watched).where(mine).with_for_update()).mappings().first()
+            sketch, before = (Sketch(), 0) if row is None else (Sketch.from_bytes(row["sketch"]), int(row["strikes"]))
+            for query in queries:
+                sketch.add(query)
+            score = suspicion(sketch)
+            strikes = before + 1 if score >= 1 else max(0, before - 1)
+            if level(strikes) != level(before):
                 self._record(name, level(strikes), score)
-            values = {"sketch": both.to_bytes(), "strikes": strikes, "score": score, "changed": time.time()}
-            mine = _watched.c.name == name
+            values = {"sketch": sketch.to_bytes(), "strikes": strikes, "score": score, "changed": time.time()}
             c.execute(insert(_watched).values(name=name, **values) if row is None else _change(mine, values))
-        held.base, held.since, held.strikes = both, Sketch(), strikes
+        self._flagged[name] = strikes
+        self._count -= len(self._waiting.pop(name))
 
     def _record(self, name: str, found: int, score: float) -> None:
         if self._context.audit is None:

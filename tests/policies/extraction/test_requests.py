@@ -184,7 +184,7 @@ def _flagged(platform: Any, policy: Any, strikes: int) -> None:
         policy._watch.add(facts, Query(i, i, i, ()))
     with platform.counters.store.begin() as c:
         c.execute(update(_watched).values(strikes=strikes))
-    policy._watch._held.clear()
+    policy._watch._looked = float("-inf")
 
 
 @pytest.mark.parametrize(
