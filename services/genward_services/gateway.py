@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,6 @@ from genward_services.guard import Guard
 SWEEP_SECONDS = 10.0
 os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of every local process: ours decides
 IDLE_SECONDS = 300.0  # after which a chunk of a limit goes back to the store
-SWITCH_SECONDS = 0.0005  # after which a thread that computes lets another one run (5 ms is Python's own)
-THREADS = min(32, (os.cpu_count() or 1) + 4)  # as many as asyncio has
 CATCH_UP = 2000  # entries of the log that a sweep reads at most: a hundredth of one core
 
 
@@ -47,36 +43,16 @@ class Late:
 
     def __init__(self) -> None:
         self._app: Any = None
-        self._first = False
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
-            await self._start(asyncio.get_running_loop())
+            platform = await asyncio.to_thread(_open)
+            if self._app is None:
+                self._app = routes_app(platform)
+                gc.freeze()  # what was imported stays: full collections need not look at it at every request
+                self._sweeper = asyncio.get_running_loop().create_task(_sweeping(platform))
         await self._app(scope, receive, send)
-
-    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._first:
-            self._first = True
-            _put_first(loop)
-        platform = await asyncio.to_thread(_open)
-        if self._app is None:
-            self._app = routes_app(platform)
-            gc.freeze()  # what was imported stays: full collections need not look at it at every request
-            self._sweeper = loop.create_task(_sweeping(platform))
-
-
-def _put_first(loop: asyncio.AbstractEventLoop) -> None:
-    """The event loop goes on as soon as it can: threads that compute rows let go of the interpreter soon, and of the
-    core when the loop wakes."""
-    sys.setswitchinterval(SWITCH_SECONDS)
-    loop.set_default_executor(ThreadPoolExecutor(THREADS, "rows", initializer=_in_batch))
-
-
-def _in_batch() -> None:
-    """The calling thread takes the core from no other by waking (sched(7), SCHED_BATCH)."""
-    with suppress(OSError, AttributeError):  # a system without, or one that forbids it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def _sweeping(platform: Platform) -> None:
