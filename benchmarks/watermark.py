@@ -1,7 +1,7 @@
 """The watermark on real tables: `python -m benchmarks.watermark [--files N] [--only PART ...] [--draws N]`.
 
 Real rows drawn with replacement stand in for a generator (`power`, `calibration`, `tenants`); `release` trains a
-diffusion of the transport table, releases it under the policy and asks its endpoint. PARTs: power, calibration,
+diffusion of the transport table, and releases it under the policy. PARTs: power, calibration,
 tenants, release, large. Prints one line a figure and writes benchmarks/results/watermark.json.
 """
 
@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -240,16 +240,14 @@ def tenants(files: int) -> Iterator[Figures]:
 
 
 def releases(minutes: float) -> Iterator[Figures]:
-    """One release of a trained diffusion: evidence, and the p50 of n = 1,000 through the pipeline."""
+    """One release of a trained diffusion: its evidence."""
     from genward.api import Platform
 
     plain = (HERE.parent / "tests" / "conftest.py").read_text().split('POLICY = """')[1].split('"""')[0]
     with tempfile.TemporaryDirectory(prefix="gw", dir="/tmp", ignore_cleanup_errors=True) as folder:
         platform, _ = Platform.init(Path(folder) / "s", tenant="acme", single_operator=True)
         data = platform.add_dataset(EXAMPLES / "mp_transport.csv.gz", schema=EXAMPLES / "mp_transport.yaml")
-        _activate(platform, plain)
         candidate = platform.train(data.name, family="diffusion", max_minutes=minutes)
-        platform.release(candidate.id, "plain", slots=20_000, grant=["acme"], evaluate_rows=2000)
         _activate(platform, plain + "watermark: {}\n")
         platform.release(candidate.id, "marked", slots=20_000, grant=["acme"], evaluate_rows=2000)
         for claim in json.loads(platform.bundle_file("marked:1", "evidence.json")):
@@ -258,8 +256,6 @@ def releases(minutes: float) -> Iterator[Figures]:
                     "figure": f"diffusion of transport: {claim['claim']}",
                     **{k: claim[k] for k in ("value", "low", "high", "n", "extra")},
                 }
-        for form in ("arrow", "json"):
-            yield from _endpoint(platform, plain, form)
         platform.close()
 
 
@@ -294,32 +290,6 @@ def large(gigabytes: float) -> Iterator[Figures]:
 
 def _activate(platform: Any, text: str) -> None:
     platform.activate_policy(platform.approve_policy(platform.propose_policy(text)))
-
-
-def _endpoint(platform: Any, plain: str, form: str) -> Iterator[Figures]:
-    """Pages of all 20,000 slots: scored for the first time (a policy that is activated knows no score), then known."""
-    client = platform.client(platform.create_key("acme", ["consumer"]))
-
-    def pages(model: str) -> list[float]:
-        taken = []
-        for start in range(0, 20_000, 1000):
-            began = time.perf_counter()
-            client.generate(model, n=1000, start=start, format=form)
-            taken.append(1000 * (time.perf_counter() - began))
-        return taken
-
-    for when, rounds in (("computed or scored for the first time", 1), ("known", 4)):
-        times: Mapping[str, list[float]] = {"plain": [], "marked": []}
-        for model, more in (("plain", ""), ("marked", "watermark: {}\n")):
-            _activate(platform, plain + more)
-            pages(f"{model}:1") if when == "known" else client.generate(f"{model}:1", n=1, start=0, format=form)
-            for _ in range(rounds):
-                times[model].extend(pages(f"{model}:1"))
-        a, b = (float(np.median(times[name])) for name in ("plain", "marked"))
-        yield {
-            "figure": f"p50 at n = 1,000, {form}, rows {when}: marked (k = 2) over plain",
-            "value": b / a, "plain_ms": a, "marked_ms": b,
-        }  # fmt: skip
 
 
 def main(words: Sequence[str] | None = None) -> None:
