@@ -33,13 +33,13 @@ MORE = {
 }
 
 
-def targets(subject: Subject, port: int, model: str, media: str) -> Target:
+def target(subject: Subject, port: int, model: str, media: str) -> Target:
     headers = {"authorization": f"Bearer {subject.key}", "accept": media}
     return Target(port, f"/v1/models/{model}:1/generate", {"n": ROWS}, headers)
 
 
 def compare(two: Target, four: Target, rounds: int, count: int) -> dict[str, Any]:
-    """Medians of all answers, and the median of the rounds' ratios with the lowest and the highest."""
+    """Medians over rounds of each side's p50, milliseconds; median, least and most of the rounds' ratios."""
     rows = [tuple(run(t, 1, count, 30.0).quantile(0.5) for t in (two, four)) for _ in range(rounds)]
     ratios = [b / a for a, b in rows]
     plain, governed = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -53,24 +53,24 @@ def measure(subjects: tuple[Subject, Subject], folder: Path, rounds: int) -> Ite
     a, b = (started(genward(s, p), {}, p, folder / "server.log") for s, p in zip(subjects, ports, strict=True))
     with a, b:
         for subject, port in zip(subjects, ports, strict=True):
-            first(targets(subject, port, "pool", JSON))
-            first(targets(subject, port, "open", JSON))
+            first(target(subject, port, "pool", JSON))
+            first(target(subject, port, "open", JSON))
             pinned_writer(subject)
         kinds = (("pool", "for the first time", SLOTS // ROWS // 20), ("pool", "known", 50), ("open", "no pool", 10))
         for model, when, count in kinds:
             for media in (JSON, ARROW) if when != "for the first time" else (JSON,):
-                asked = (targets(s, p, model, media) for s, p in zip(subjects, ports, strict=True))
+                asked = (target(s, p, model, media) for s, p in zip(subjects, ports, strict=True))
                 found = compare(*asked, 10 if when == "for the first time" else rounds, count)
                 yield {"figure": f"p50 at n = 1,000, {media.rpartition('/')[2]}, {when}", **found}
             if when == "for the first time":  # the rest of the pool
                 for subject, port in zip(subjects, ports, strict=True):
-                    run(targets(subject, port, model, JSON), 1, SLOTS // ROWS, 60.0)
+                    run(target(subject, port, model, JSON), 1, SLOTS // ROWS, 60.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "genward-policies")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=41)
     given = parser.parse_args()
     subjects = []
     for name, more in (("two", None), ("four", MORE)):
@@ -83,9 +83,9 @@ def main() -> None:
     for figure in measure((subjects[0], subjects[1]), given.folder, given.rounds):
         print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in figure.items()}), flush=True)
         found.append(figure)
-    target = HERE / "results" / "policies.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(found, indent=1))
+    result = HERE / "results" / "policies.json"
+    result.parent.mkdir(exist_ok=True)
+    result.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

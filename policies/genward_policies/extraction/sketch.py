@@ -25,7 +25,7 @@ _DENSITY_BINS, _LEAST_SHARE = 16, 0.002
 _SIZE = EXACT // 8 + FINE // 8 + 8 * (CELLS + _HEAD)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Query:
     """A request's conditions as places: `exact` of the very conditions, `fine` and `coarse` of their bins, `near` of
     the fine bins beside them. `surprise` is how far the numbers lie from where the release's rows lie, in thousandths

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EVERY = 25  # queries between two looks at a sketch
 KNOWN_SECONDS = 2.0  # for which what was read of all flags is believed
-_KEPT = 1 << 16  # queries of all keys in a worker's memory: 30 MB at most
+_KEPT = 1 << 16  # queries of all keys in a worker's memory: 33 MB at most
 LEVELS = ("none", "record", "slow", "deny")
 _STRIKES = (1, 2, 4)  # looks in a row that were suspicious, for each level
 _metadata = MetaData()
